@@ -87,12 +87,21 @@ def chat(
         int | None, typer.Option(min=1, help="Longest answer, in tokens.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Makes answers repeatable.")] = None,
+    history: Annotated[
+        bool | None,
+        typer.Option(
+            "--history/--no-history",
+            help="Remember the lines of conversations for the arrow keys, in the cache folder. "
+            "[TANDEM_CHAT_HISTORY; yes]",
+        ),
+    ] = None,
 ) -> None:
-    """Talk to a running server. Ctrl-C stops an answer."""
-    from server.terminal.chat import chat_command
+    """Talk to a running server. Ctrl-C stops an answer; /help in a conversation lists its
+    commands."""
+    from server.terminal.chat.command import chat_command
 
     sampling = given(temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed)
-    client = _client_settings(url, api_key)
+    client = _client_settings(url, api_key, chat_history=history)
     raise typer.Exit(chat_command(client, question, model=model, system=system, sampling=sampling))
 
 
@@ -380,9 +389,9 @@ def _check_packages() -> None:
         )
 
 
-def _client_settings(url: str | None, api_key: str | None) -> ClientSettings:
+def _client_settings(url: str | None, api_key: str | None, **others: Any) -> ClientSettings:
     with _told_in_a_line():
-        return load_client_settings({"url": url, "api_key": api_key})
+        return load_client_settings({"url": url, "api_key": api_key, **others})
 
 
 def _check_where(url: str | None, model: str | None, *, loads: bool) -> None:

@@ -23,10 +23,15 @@ def open_client(settings: ClientSettings) -> httpx.Client:
     return httpx.Client(base_url=settings.url, headers=headers, timeout=_TIMEOUT)
 
 
-def fetch_text_models(client: httpx.Client) -> list[str]:
-    """Ids of the text models that are ready; cards of other kinds also have an `architecture`."""
-    cards = fetch(client, "/v1/models")["data"]
-    return [card["id"] for card in cards if "architecture" not in card]
+Card = dict[str, Any]
+"""What `/v1/models` says of a model."""
+
+
+def fetch_text_cards(client: httpx.Client) -> list[Card]:
+    """The cards of text models and their adapters that are ready; cards of other kinds also have an
+    `architecture`."""
+    cards: list[Card] = fetch(client, "/v1/models")["data"]
+    return [card for card in cards if "architecture" not in card]
 
 
 def first_text_model(client: httpx.Client) -> str:
@@ -35,12 +40,13 @@ def first_text_model(client: httpx.Client) -> str:
     Raises:
         ServerProblem: no server answers, or no text model is ready.
     """
-    models = fetch_text_models(client)
-    if not models:
+    cards = fetch_text_cards(client)
+    if not cards:
         raise ServerProblem(
             "no text model is ready on this server; try again later, or see `tandem models`"
         )
-    return models[0]
+    model: str = cards[0]["id"]
+    return model
 
 
 def fetch(

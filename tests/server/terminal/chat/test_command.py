@@ -7,13 +7,14 @@ import pytest
 
 from engine.contract.built_in import BUILT_IN
 from server.settings import ClientSettings
-from server.terminal import chat as terminal_chat
 from server.terminal import client as terminal_client
 from server.terminal import models as terminal_models
-from server.terminal.chat import Conversation, chat_command
+from server.terminal.chat import command as terminal_chat
+from server.terminal.chat.command import chat_command
+from server.terminal.chat.conversation import Conversation
 from server.terminal.client import ServerProblem
 
-SETTINGS = ClientSettings(url="http://server", api_key="k")
+SETTINGS = ClientSettings(url="http://server", api_key="k", chat_history=False)
 
 
 def stream_of(*pieces, tail="data: [DONE]\n\n"):
@@ -118,6 +119,13 @@ def test_a_terminal_gets_lines_broken_between_words(server, monkeypatch, capsys)
     assert capsys.readouterr().out == "The quick brown fox\njumps over the lazy\ndog\n"
 
 
+def test_an_answer_cannot_control_the_terminal(server, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    server.answers = [stream_of("a\x1b]52;c;Zm9v", "\x07b\x9b2J", "\tc\r\n")]
+    assert command() == 0
+    assert capsys.readouterr().out.rstrip("\n") == "a�]52;c;Zm9v�b�2J\tc"
+
+
 def test_a_conversation_remembers_until_reset(server):
     server.answers = [stream_of("one"), stream_of("two"), stream_of("three")]
     conversation = Conversation(server.client, "m", "sys", {})
@@ -164,7 +172,7 @@ def test_problems_are_one_line_and_the_question_is_forgotten(server, answer, wor
 
 
 def test_the_prompt_loop(server, monkeypatch, capsys):
-    lines = iter(["", "hi", "/what", "/reset", "again", "bad", "/exit", "never"])
+    lines = iter(["", "hi", "/what", "/reset", "again", " /bad", "/exit", "never"])
     monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     server.answers = [stream_of("one"), stream_of("two"), httpx.Response(500)]
@@ -172,7 +180,8 @@ def test_the_prompt_loop(server, monkeypatch, capsys):
     captured = capsys.readouterr()
     assert "one\n" in captured.out
     assert "The conversation is forgotten." in captured.out
-    assert "500" in captured.err
+    assert "There is no /what" in captured.err and "500" in captured.err
+    assert server.bodies[2]["messages"][-1]["content"] == "/bad"
     assert [len(body["messages"]) for body in server.bodies] == [1, 1, 3]
     assert {body["model"] for body in server.bodies} == {"second"}
     assert next(lines) == "never"
