@@ -199,6 +199,38 @@ def models(url: Url = None, api_key: ApiKey = None) -> None:
     raise typer.Exit(models_command(_client_settings(url, api_key)))
 
 
+@app.command(short_help="Show what a running server does, live.")
+def top(
+    once: Annotated[
+        bool, typer.Option("--once", help="Print one snapshot, of a second, and end.")
+    ] = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+) -> None:
+    """Show a running server's models, their memory, work and speed, and the requests in work, anew
+    each second. q or Ctrl-C leaves. In a pipe it prints one snapshot."""
+    from server.terminal.top.command import top_command
+
+    raise typer.Exit(top_command(_client_settings(url, api_key), once=once))
+
+
+@app.command(short_help="Fetch a model for later use.")
+def pull(
+    model: Annotated[
+        str, typer.Argument(help="Built-in name or hub id, as serve takes it.", metavar="NAME")
+    ],
+    cache_dir: Annotated[Path | None, AS_IN_SERVE] = None,
+    as_json: Json = False,
+) -> None:
+    """Fetch the files of a model that `tandem serve` would fetch, and say where they are and how
+    large. Asks no server. Files that are complete are not fetched again."""
+    from server.terminal.pull import pull_command
+
+    with _told_in_a_line():
+        settings, spec = load_settings(given(cache_dir=cache_dir)), ModelSpec.parse(model)
+    raise typer.Exit(pull_command(spec, settings, as_json=as_json))
+
+
 @app.command(short_help="Measure how well a model predicts a text.")
 def perplexity(
     text: Annotated[Path, typer.Option(help="File with the text to score, UTF-8.")],

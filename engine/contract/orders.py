@@ -125,6 +125,15 @@ class PlanningOrder(Order):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PullingOrder(Order):
+    """An order to fetch a model."""
+
+    carried_out_by = "engine.commands.pulling:pull"
+    uses_operations = False
+    model: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class MeasuringOrder(Order):
     """An order to score a text with a model.
 

@@ -68,6 +68,21 @@ def fetch(
     return answer_of(client, response, accept=accept)
 
 
+def fetch_text(client: httpx.Client, path: str) -> str:
+    """The text that answers a GET.
+
+    Raises:
+        ServerProblem: no server answers, or it refuses.
+    """
+    try:
+        response = client.get(path)
+    except httpx.HTTPError as error:
+        raise unreachable(client, error) from None
+    if response.status_code != 200:
+        raise ServerProblem(_refusal(response))
+    return response.text
+
+
 def answer_of(
     client: httpx.Client, response: httpx.Response, *, accept: tuple[int, ...] = (200,)
 ) -> Any:
@@ -81,9 +96,7 @@ def answer_of(
     try:
         return response.json()
     except ValueError:
-        raise ServerProblem(
-            f"{client.base_url} does not answer like a Tandem server; check --url"
-        ) from None
+        raise not_ours(client) from None
 
 
 def read_events(client: httpx.Client, path: str, body: dict[str, Any]) -> Iterator[Any]:
@@ -121,6 +134,11 @@ def unreachable(client: httpx.Client, error: httpx.HTTPError) -> ServerProblem:
     return ServerProblem(
         f"the connection to {client.base_url} broke ({type(error).__name__}); try again"
     )
+
+
+def not_ours(client: httpx.Client) -> ServerProblem:
+    """The problem of an answer that no server of ours gives."""
+    return ServerProblem(f"{client.base_url} does not answer like a Tandem server; check --url")
 
 
 def _refusal(response: httpx.Response) -> str:

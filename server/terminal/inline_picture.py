@@ -16,14 +16,14 @@ import struct
 import sys
 import termios
 import time
-import tty
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
 from PIL import Image
 
 from server.settings import TerminalSettings
+from server.terminal.keys import unbuffered
 
 Protocol = Literal["kitty", "iterm2", "sixel"]
 
@@ -75,7 +75,7 @@ def terminal_protocol() -> Protocol | None:
 def _ask() -> bytes:
     """The terminal's answer, or what came of it in time."""
     answer = b""
-    with _unbuffered(sys.stdin.fileno()) as terminal:
+    with unbuffered(sys.stdin.fileno()) as terminal:
         os.write(sys.stdout.fileno(), _QUESTION)
         deadline_s = time.monotonic() + _ASK_S
         while not _ATTRIBUTES.search(answer):
@@ -92,17 +92,6 @@ def _protocol_of(answer: bytes) -> Protocol | None:
     attributes = _ATTRIBUTES.search(answer)
     has_sixel = attributes is not None and _SIXEL in attributes[1].split(b";")
     return "sixel" if has_sixel else None
-
-
-@contextlib.contextmanager
-def _unbuffered(terminal: int) -> Iterator[int]:
-    """A terminal that gives each character at once and does not show it."""
-    before = termios.tcgetattr(terminal)
-    tty.setcbreak(terminal, termios.TCSANOW)
-    try:
-        yield terminal
-    finally:
-        termios.tcsetattr(terminal, termios.TCSANOW, before)
 
 
 def _most_pixels() -> tuple[int, int]:

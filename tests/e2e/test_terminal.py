@@ -1,4 +1,4 @@
-"""`tandem chat` in a pseudo-terminal, typed into as by a person."""
+"""`tandem chat` and `tandem top` in a pseudo-terminal, typed into as by a person."""
 
 import json
 import os
@@ -137,3 +137,20 @@ def test_pictures_models_and_adapters(terminal, many, tmp_path):
     os.unlink(tmp_path / "noise.png")
     say(opened, "and now?\n")
     assert "6 messages" in say(opened, "/save chat.json\n")
+
+
+def test_top_shows_a_server_until_somebody_leaves(terminal, server):
+    url = ("--url", server.url)
+    opened = terminal("top", *url)
+    opened.expect(r"is ready: 0 running.*tiny.*tandem-shapes.*memory of cpu.*No requests")
+    opened.expect(r"No requests")  # it is drawn again
+    opened.type("x q")
+    assert opened.wait() == 0
+    assert opened.output.count("\x1b[?1049h") == opened.output.count("\x1b[?1049l") == 1
+    opened = terminal("top", *url)
+    opened.expect("No requests")
+    opened.type(CTRL_C)
+    assert opened.wait() == 0
+    once = terminal("top", "--once", *url)
+    assert once.wait() == 0
+    assert once.output.count("No requests") == 1 and "\x1b[?1049h" not in once.output
