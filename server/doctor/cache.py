@@ -62,7 +62,8 @@ def _existing(folder: Path) -> Path:
 
 def _download_bytes(folder: Path, model: ModelSpec) -> int:
     known = BUILT_IN.get(model.ref.lower())
-    if known is None or (folder / "models" / model.ref.lower()).exists():
+    here = (folder / "models" / model.ref.lower()).glob("[!.]*")  # its lock is not the model
+    if known is None or any(here):
         return 0
     return _COPIES * known.megabytes * 1_000_000
 

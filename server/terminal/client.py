@@ -142,7 +142,8 @@ def not_ours(client: httpx.Client) -> ServerProblem:
 
 
 def _refusal(response: httpx.Response) -> str:
+    key = "; give it with --api-key or TANDEM_API_KEY" if response.status_code == 401 else ""
     try:
-        return str(response.json()["error"]["message"])
+        return str(response.json()["error"]["message"]) + key
     except (ValueError, KeyError, TypeError):
-        return f"the server answered {response.status_code} {response.reason_phrase}"
+        return f"the server answered {response.status_code} {response.reason_phrase}{key}"

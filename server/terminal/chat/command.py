@@ -16,6 +16,12 @@ from server.terminal.visible import visible
 from server.terminal.word_wrap import WordWrap
 
 _HELP = "/help lists what you can do here, Ctrl-C stops an answer, Ctrl-D leaves."
+_NOTES = {
+    "repetition": "[The answer repeated itself and was stopped.]",
+    "empty": "[The model answered nothing. The question is not kept.]",
+}
+"""What is told of answers that ended in a way that nobody expects."""
+_FULL = "[The answer was cut off: the conversation is as long as the model can read.]"
 HISTORY = "chat_history"
 """The file in the cache folder with the lines of earlier chats."""
 
@@ -55,8 +61,10 @@ def _answer(conversation: Conversation, question: str) -> None:
             typer.echo()  # the problem gets a line of its own, below the part that came
         raise
     typer.echo()
-    if conversation.repeats_itself:
-        typer.echo("[The answer repeated itself and was stopped.]", err=True)
+    is_cut = conversation.end == "length" and "max_tokens" not in conversation.sampling
+    note = _FULL if is_cut else _NOTES.get(conversation.end or "")
+    if note is not None:
+        typer.echo(note, err=True)
 
 
 def _show(answer: Generator[str, None, None]) -> None:

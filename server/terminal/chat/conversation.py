@@ -21,7 +21,7 @@ class Conversation:
         sampling: fields of the next request.
         pictures: data URLs of pictures that go with the next question.
         messages: what was said, without the system message.
-        repeats_itself: whether the last answer was ended because it repeated itself.
+        end: why the last answer ended, as the server says; `empty` if nothing came.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class Conversation:
         self.sampling = sampling
         self.pictures: list[str] = []
         self.messages: list[dict[str, Any]] = []
-        self.repeats_itself = False
+        self.end: str | None = None
         self._client = client
 
     def reset(self) -> None:
@@ -56,19 +56,20 @@ class Conversation:
             "stream": True,
         }
         answer = ""
-        self.repeats_itself = False
+        self.end = None
         try:
             for event in read_events(self._client, "/v1/chat/completions", body):
                 for choice in event.get("choices", ()):
                     piece = choice["delta"].get("content") or ""
                     answer += piece
-                    self.repeats_itself |= choice.get("finish_reason") == "repetition"
+                    self.end = choice.get("finish_reason") or self.end
                     yield piece
         finally:
             if answer:
                 self.messages.append({"role": "assistant", "content": answer})
             else:
                 self.messages.pop()
+                self.end = "empty"
 
     def _content(self, question: str) -> Any:
         """The question, with the pictures that wait for it."""

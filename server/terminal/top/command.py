@@ -1,6 +1,7 @@
 """Shows a server's readings one after the other, or one of them."""
 
 import contextlib
+import os
 import select
 import sys
 import time
@@ -8,8 +9,9 @@ from collections.abc import Callable, Iterator
 
 import httpx
 import typer
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
+from rich.text import Text
 
 from server.settings import ClientSettings
 from server.terminal.client import ServerProblem, open_client
@@ -58,7 +60,8 @@ def _show_live(client: httpx.Client, url: str, now: Reading) -> None:
     console = Console(highlight=False, markup=False)
     with Live(console=console, screen=True, auto_refresh=False) as live, _keys() as is_left:
         while True:
-            live.update(view(url, before, now, problem), refresh=True)
+            leave = Text("\nq leaves", style="dim")
+            live.update(Group(view(url, before, now, problem), leave), refresh=True)
             if is_left(_INTERVAL_S):
                 return
             try:
@@ -70,17 +73,17 @@ def _show_live(client: httpx.Client, url: str, now: Reading) -> None:
 @contextlib.contextmanager
 def _keys() -> Iterator[IsLeft]:
     if not sys.stdin.isatty():
-        yield lambda wait_s: bool(time.sleep(wait_s))
+        yield lambda wait_s: _is_q(None, wait_s)
         return
     with unbuffered(sys.stdin.fileno()) as terminal:
+        yield lambda wait_s: _is_q(terminal, wait_s)
 
-        def is_left(wait_s: float) -> bool:
-            end_s = time.monotonic() + wait_s
-            while (left_s := end_s - time.monotonic()) > 0:
-                if select.select([terminal], [], [], left_s)[0]:
-                    key = sys.stdin.buffer.raw.read(1)  # type: ignore[attr-defined]
-                    if key in (b"q", b"Q", b""):
-                        return True
-            return False
 
-        yield is_left
+def _is_q(terminal: int | None, wait_s: float) -> bool:
+    """Wait so long for a q, or for the terminal's end."""
+    end_s = time.monotonic() + wait_s
+    while (left_s := end_s - time.monotonic()) > 0:
+        readable, _, _ = select.select([] if terminal is None else [terminal], [], [], left_s)
+        if terminal is not None and readable and os.read(terminal, 1) in (b"q", b"Q", b""):
+            return True
+    return False

@@ -42,5 +42,8 @@ def test_room_for_what_is_not_here_yet(tmp_path, monkeypatch):
     finding = cache.disk(tmp_path / "new", models)
     assert finding.health == "broken"
     assert f"{free / 1e9:.1f} GB free" in finding.found
-    (tmp_path / "new" / "models" / "smollm2-135m-instruct").mkdir(parents=True)
+    (here := tmp_path / "new" / "models" / "smollm2-135m-instruct").mkdir(parents=True)
+    (here / ".lock").touch()
+    assert cache.disk(tmp_path / "new", models).health == "broken"
+    (here / "model.gguf").touch()
     assert cache.disk(tmp_path / "new", models).health == "ok"

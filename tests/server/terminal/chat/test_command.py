@@ -104,6 +104,22 @@ def test_an_answer_that_was_ended_since_it_repeats_itself_says_so(server, capsys
     assert captured.err == "[The answer repeated itself and was stopped.]\n"
 
 
+@pytest.mark.parametrize(
+    ("pieces", "sampling", "note"),
+    [
+        (["a b"], {}, "[The answer was cut off: the conversation is as long"),
+        (["a b"], {"max_tokens": 2}, ""),
+        ([], {}, "[The model answered nothing."),
+    ],
+)
+def test_answers_that_are_cut_off_or_empty_say_so(pieces, sampling, note, server, capsys):
+    end = {"choices": [{"delta": {}, "finish_reason": "length"}]}
+    server.answers = [stream_of(*pieces, tail=f"data: {json.dumps(end)}\n\ndata: [DONE]\n\n")]
+    assert command(sampling=sampling) == 0
+    error = capsys.readouterr().err
+    assert error.startswith(note) and bool(error) == bool(note)
+
+
 def test_a_problem_stands_on_a_line_of_its_own(server, capfd):
     error = {"error": {"message": "the worker ended"}}
     server.answers = [stream_of("Once upon", tail=f"data: {json.dumps(error)}\n\n")]
@@ -152,6 +168,10 @@ def test_an_answer_stopped_early_stays_as_far_as_it_came(server):
     ("answer", "words"),
     [
         (httpx.Response(404, json={"error": {"message": "no such model"}}), "no such model"),
+        (
+            httpx.Response(401, json={"error": {"message": "a key"}}),
+            "a key; give it with --api-key",
+        ),
         (httpx.Response(502, text="<html>"), "502"),
         (httpx.ConnectError("refused"), "no server answers at http://server"),
         (httpx.ReadTimeout("slow"), "broke"),
