@@ -30,7 +30,7 @@ from typing import Any
 import filelock
 import torch
 
-from kernels import isa
+from kernels import compilers, isa
 from kernels.cache_folder import cache_folder
 
 Function = Callable[..., None]
@@ -48,7 +48,6 @@ FLAGS = (
     "-std=c++17",
     "-fPIC",
 )
-COMPILERS = ("c++", "g++", "clang++")
 BUILD_TIMEOUT_S = 1200
 """Wall time: on a busy machine half a minute of computing can take many minutes."""
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -72,7 +71,7 @@ log = logging.getLogger(__name__)
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """Return the loaded operations, built if necessary; None if they cannot be built."""
-    compiler = _compiler()
+    compiler = compilers.find()
     if compiler is None:
         log.warning(
             "no C++ compiler found; CPU operations run on PyTorch, which is slower; install g++"
@@ -91,13 +90,13 @@ def library() -> ctypes.CDLL | None:
 
 def is_built() -> bool:
     """Whether `library()` would return at once."""
-    compiler = _compiler()
+    compiler = compilers.find()
     return compiler is None or _target(compiler).exists()
 
 
 def share_built() -> Callable[[], float]:
     """Return a function that tells which share of the library, 0 to 1, any process has compiled."""
-    compiler = _compiler()
+    compiler = compilers.find()
     sizes = {_object(compiler, source): _size(source) for source in _sources()} if compiler else {}
     total = sum(sizes.values()) or 1
     return lambda: sum(size for path, size in sizes.items() if path.exists()) / total
@@ -121,22 +120,18 @@ def missing() -> str | None:
     necessary."""
     if library() is not None:
         return None
-    return "no C++ compiler" if _compiler() is None else "the C++ operations cannot be built"
+    return "no C++ compiler" if compilers.find() is None else "the C++ operations cannot be built"
 
 
 def compiler_name() -> str | None:
     """Return the name of the first C++ compiler that is found, in its own words."""
-    compiler = _compiler()
-    return None if compiler is None else _version(compiler).splitlines()[0]
+    compiler = compilers.find()
+    return None if compiler is None else compilers.version(compiler).splitlines()[0]
 
 
 def flags() -> list[str]:
     """Return the compiler's options, without those that a source asks for."""
     return [*isa.compiler_flags(), *FLAGS]
-
-
-def _compiler() -> str | None:
-    return next(filter(None, map(shutil.which, COMPILERS)), None)
 
 
 def _built(compiler: str) -> Path:
@@ -223,17 +218,11 @@ def _target(compiler: str) -> Path:
 
 def _key(compiler: str, sources: list[Path]) -> str:
     """Return a hash of everything that a compiled file depends on."""
-    parts = [_version(compiler), " ".join(flags()), platform.machine(), _processor()]
+    parts = [compilers.version(compiler), " ".join(flags()), platform.machine(), _processor()]
     folders = [KERNELS / SHARED, *(source.parent for source in sources)]
     headers = [path for folder in folders for path in sorted(folder.glob("*.h"))]
     texts = [path.read_text() for path in [*headers, *sources]]
     return hashlib.sha256("\0".join(parts + texts).encode()).hexdigest()[:16]
-
-
-@functools.cache
-def _version(compiler: str) -> str:
-    done = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True)
-    return done.stdout
 
 
 def _processor() -> str:

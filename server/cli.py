@@ -87,12 +87,21 @@ def chat(
         int | None, typer.Option(min=1, help="Longest answer, in tokens.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Makes answers repeatable.")] = None,
+    history: Annotated[
+        bool | None,
+        typer.Option(
+            "--history/--no-history",
+            help="Remember the lines of conversations for the arrow keys, in the cache folder. "
+            "[TANDEM_CHAT_HISTORY; yes]",
+        ),
+    ] = None,
 ) -> None:
-    """Talk to a running server. Ctrl-C stops an answer."""
-    from server.terminal.chat import chat_command
+    """Talk to a running server. Ctrl-C stops an answer; /help in a conversation lists its
+    commands."""
+    from server.terminal.chat.command import chat_command
 
     sampling = given(temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed)
-    client = _client_settings(url, api_key)
+    client = _client_settings(url, api_key, chat_history=history)
     raise typer.Exit(chat_command(client, question, model=model, system=system, sampling=sampling))
 
 
@@ -188,6 +197,38 @@ def models(url: Url = None, api_key: ApiKey = None) -> None:
     from server.terminal.models import models_command
 
     raise typer.Exit(models_command(_client_settings(url, api_key)))
+
+
+@app.command(short_help="Show what a running server does, live.")
+def top(
+    once: Annotated[
+        bool, typer.Option("--once", help="Print one snapshot, of a second, and end.")
+    ] = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+) -> None:
+    """Show a running server's models, their memory, work and speed, and the requests in work, anew
+    each second. q or Ctrl-C leaves. In a pipe it prints one snapshot."""
+    from server.terminal.top.command import top_command
+
+    raise typer.Exit(top_command(_client_settings(url, api_key), once=once))
+
+
+@app.command(short_help="Fetch a model for later use.")
+def pull(
+    model: Annotated[
+        str, typer.Argument(help="Built-in name or hub id, as serve takes it.", metavar="NAME")
+    ],
+    cache_dir: Annotated[Path | None, AS_IN_SERVE] = None,
+    as_json: Json = False,
+) -> None:
+    """Fetch the files of a model that `tandem serve` would fetch, and say where they are and how
+    large. Asks no server. Files that are complete are not fetched again."""
+    from server.terminal.pull import pull_command
+
+    with _told_in_a_line():
+        settings, spec = load_settings(given(cache_dir=cache_dir)), ModelSpec.parse(model)
+    raise typer.Exit(pull_command(spec, settings, as_json=as_json))
 
 
 @app.command(short_help="Measure how well a model predicts a text.")
@@ -322,6 +363,29 @@ def kernels(
     raise typer.Exit(subprocess.run(module_command("kernels", *given), check=False).returncode)
 
 
+@app.command(short_help="Say what this machine lacks to serve, and how to mend it.")
+def doctor(
+    model: Annotated[list[str] | None, AS_IN_SERVE] = None,
+    config: Annotated[Path | None, AS_IN_SERVE] = None,
+    host: Annotated[str | None, AS_IN_SERVE] = None,
+    port: Annotated[int | None, AS_IN_SERVE] = None,
+    device: Annotated[str | None, AS_IN_SERVE] = None,
+    cpu_isa: Annotated[str | None, AS_IN_SERVE] = None,
+    cache_dir: Annotated[Path | None, AS_IN_SERVE] = None,
+    as_json: Json = False,
+) -> None:
+    """Examine this machine for `tandem serve` with the same options, and say of each part what it
+    is like and what mends it. Starts and fetches nothing. Exit code 1: it cannot serve."""
+    from server.doctor.command import doctor_command
+
+    options = given(
+        models=model, config=config, host=host, port=port, cpu_isa=cpu_isa, cache_dir=cache_dir
+    )
+    with _told_in_a_line():
+        settings = load_settings({**options, **({"engine": {"device": device}} if device else {})})
+    raise typer.Exit(doctor_command(settings, as_json=as_json))
+
+
 def _show_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"tandem {__version__}")
@@ -357,9 +421,9 @@ def _check_packages() -> None:
         )
 
 
-def _client_settings(url: str | None, api_key: str | None) -> ClientSettings:
+def _client_settings(url: str | None, api_key: str | None, **others: Any) -> ClientSettings:
     with _told_in_a_line():
-        return load_client_settings({"url": url, "api_key": api_key})
+        return load_client_settings({"url": url, "api_key": api_key, **others})
 
 
 def _check_where(url: str | None, model: str | None, *, loads: bool) -> None:

@@ -108,13 +108,29 @@ class QuantizingOrder(Order):
 
 @dataclass(frozen=True, kw_only=True)
 class PlanningOrder(Order):
-    """An order to plan a model's memory. `gpu` is a name of `engine.planning.chips.CHIPS`."""
+    """An order to plan a model's memory.
+
+    Attributes:
+        gpu: a name of `engine.planning.chips.CHIPS`.
+        measures_speed: whether this machine's processor is measured, for which the C++ operations
+            are built.
+    """
 
     carried_out_by = "engine.planning.planner:make_plan"
     model: str = knob(help="Model to plan for, as in serve.")
     gpu: str | None = knob(None, "h100, a100, l4, 4090, …. Default: this machine's device.")
     concurrency: int = knob(1, "Texts or pictures at the same time.", ge=1)
     context: int | None = knob(None, "Tokens per text. Default: the most possible.", ge=1)
+    measures_speed: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class PullingOrder(Order):
+    """An order to fetch a model."""
+
+    carried_out_by = "engine.commands.pulling:pull"
+    uses_operations = False
+    model: str
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,7 @@ from engine.runtime.threads import limit_threads
 from engine.weights.adapter_source import resolve_adapter, with_adapters_here
 from engine.weights.recognition import kind_of_checkpoint, with_fetched
 from engine.weights.source import resolve_source
+from kernels.machine import cpu_name
 
 
 def make_plan(order: PlanningOrder, tell: Tell) -> dict[str, Any]:
@@ -69,12 +70,13 @@ def _for_chip(chip: Chip, order: PlanningOrder) -> Target:
 
 def _here(kind: Kind, order: PlanningOrder, host: TellingHost) -> Target:
     machine = machine_facts(order.config.device)
-    chip: Chip | None
+    chip: Chip | None = None
     if machine.device == "cpu":
-        build_operations(host)
-        limit_threads(order.config.num_threads or machine.num_cores)
-        chip = this_cpu(machine.free_memory_bytes)
-        title, taken = chip.title, HOST_BYTES[kind.name]
+        if order.measures_speed:
+            build_operations(host)
+            limit_threads(order.config.num_threads or machine.num_cores)
+            chip = this_cpu(machine.free_memory_bytes)
+        title, taken = cpu_name(), HOST_BYTES[kind.name]
     else:
         title, taken = torch.cuda.get_device_name(), CONTEXT_BYTES
         chip = next((one for one in CHIPS.values() if one.title == title), None)

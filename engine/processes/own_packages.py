@@ -5,8 +5,10 @@ name; it must not be taken for them (docs/decisions/007-package-names.md).
 """
 
 import importlib.metadata
+import importlib.util
 import sys
 from pathlib import Path
+from types import ModuleType
 
 HOME = Path(__file__).parents[2]
 """The folder that holds all the packages."""
@@ -23,6 +25,16 @@ def module_command(module: str, *arguments: str) -> tuple[str, ...]:
     contains."""
     code = _RUN.format(home=str(HOME), module=module)
     return (sys.executable, "-P", "-c", code, *arguments)
+
+
+def module_alone(path: str) -> ModuleType:
+    """A module of ours, such as `kernels/isa.py`, from its file alone: its package would import
+    torch. It imports nothing of ours."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, HOME / path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def foreign_distributions(home: Path = HOME) -> list[str]:

@@ -584,10 +584,7 @@ class Settings(BaseSettings):
 
     @property
     def cache_path(self) -> Path:
-        if self.cache_dir is not None:
-            return self.cache_dir.expanduser()
-        base = os.environ.get("XDG_CACHE_HOME")
-        return (Path(base) if base else Path.home() / ".cache") / "tandem"
+        return _cache_path(self.cache_dir)
 
     @property
     def worker_tunables(self) -> str:
@@ -621,6 +618,32 @@ class ClientSettings(BaseSettings):
         "http://127.0.0.1:8000", pattern=r"^https?://[^/\s]", description="Address of the server."
     )
     api_key: ApiKey | None = Field(None, description="Key to send, if the server requires one.")
+    cache_dir: Path | None = Field(None, description="Folder for what the commands remember.")
+    chat_history: bool = Field(True, description="Remember the lines of chats for the arrow keys.")
+
+    @property
+    def cache_path(self) -> Path:
+        return _cache_path(self.cache_dir)
+
+
+class TerminalSettings(BaseSettings):
+    """What the environment says of the terminal, as all programs read it."""
+
+    model_config = SettingsConfigDict(extra="ignore", frozen=True)
+
+    term: str = ""
+    term_program: str = ""
+    lc_terminal: str = ""
+    kitty_window_id: str = ""
+    tmux: str = ""
+    sty: str = ""
+
+
+def _cache_path(cache_dir: Path | None) -> Path:
+    if cache_dir is not None:
+        return cache_dir.expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "tandem"
 
 
 def load_settings(given: Mapping[str, Any]) -> Settings:

@@ -23,10 +23,15 @@ def open_client(settings: ClientSettings) -> httpx.Client:
     return httpx.Client(base_url=settings.url, headers=headers, timeout=_TIMEOUT)
 
 
-def fetch_text_models(client: httpx.Client) -> list[str]:
-    """Ids of the text models that are ready; cards of other kinds also have an `architecture`."""
-    cards = fetch(client, "/v1/models")["data"]
-    return [card["id"] for card in cards if "architecture" not in card]
+Card = dict[str, Any]
+"""What `/v1/models` says of a model."""
+
+
+def fetch_text_cards(client: httpx.Client) -> list[Card]:
+    """The cards of text models and their adapters that are ready; cards of other kinds also have an
+    `architecture`."""
+    cards: list[Card] = fetch(client, "/v1/models")["data"]
+    return [card for card in cards if "architecture" not in card]
 
 
 def first_text_model(client: httpx.Client) -> str:
@@ -35,12 +40,13 @@ def first_text_model(client: httpx.Client) -> str:
     Raises:
         ServerProblem: no server answers, or no text model is ready.
     """
-    models = fetch_text_models(client)
-    if not models:
+    cards = fetch_text_cards(client)
+    if not cards:
         raise ServerProblem(
             "no text model is ready on this server; try again later, or see `tandem models`"
         )
-    return models[0]
+    model: str = cards[0]["id"]
+    return model
 
 
 def fetch(
@@ -62,6 +68,21 @@ def fetch(
     return answer_of(client, response, accept=accept)
 
 
+def fetch_text(client: httpx.Client, path: str) -> str:
+    """The text that answers a GET.
+
+    Raises:
+        ServerProblem: no server answers, or it refuses.
+    """
+    try:
+        response = client.get(path)
+    except httpx.HTTPError as error:
+        raise unreachable(client, error) from None
+    if response.status_code != 200:
+        raise ServerProblem(_refusal(response))
+    return response.text
+
+
 def answer_of(
     client: httpx.Client, response: httpx.Response, *, accept: tuple[int, ...] = (200,)
 ) -> Any:
@@ -75,9 +96,7 @@ def answer_of(
     try:
         return response.json()
     except ValueError:
-        raise ServerProblem(
-            f"{client.base_url} does not answer like a Tandem server; check --url"
-        ) from None
+        raise not_ours(client) from None
 
 
 def read_events(client: httpx.Client, path: str, body: dict[str, Any]) -> Iterator[Any]:
@@ -117,8 +136,14 @@ def unreachable(client: httpx.Client, error: httpx.HTTPError) -> ServerProblem:
     )
 
 
+def not_ours(client: httpx.Client) -> ServerProblem:
+    """The problem of an answer that no server of ours gives."""
+    return ServerProblem(f"{client.base_url} does not answer like a Tandem server; check --url")
+
+
 def _refusal(response: httpx.Response) -> str:
+    key = "; give it with --api-key or TANDEM_API_KEY" if response.status_code == 401 else ""
     try:
-        return str(response.json()["error"]["message"])
+        return str(response.json()["error"]["message"]) + key
     except (ValueError, KeyError, TypeError):
-        return f"the server answered {response.status_code} {response.reason_phrase}"
+        return f"the server answered {response.status_code} {response.reason_phrase}{key}"

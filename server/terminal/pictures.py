@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -54,13 +55,9 @@ class PictureOrder:
 def picture_command(settings: ClientSettings, order: PictureOrder) -> int:
     """Send the request, wait and write the file. Returns the exit code: 2 if a file cannot be used,
     1 if the server gives no picture."""
-    request_id = uuid.uuid4().hex
     with open_client(settings) as client:
         try:
-            body = _body(order)
-            with _progress() as tell:
-                answer = _wait(client, order, body, request_id, tell)
-            _write(order.output, base64.b64decode(answer["data"][0]["b64_json"]))
+            draw_picture(client, order)
         except FileProblem as problem:
             typer.echo(f"tandem: {problem}", err=True)
             return 2
@@ -68,13 +65,36 @@ def picture_command(settings: ClientSettings, order: PictureOrder) -> int:
             typer.echo(f"tandem: {problem}", err=True)
             return 1
         except KeyboardInterrupt:
-            with contextlib.suppress(httpx.HTTPError):
-                client.delete(f"/v1/requests/{request_id}")
             return 130
+    return 0
+
+
+def draw_picture(client: httpx.Client, order: PictureOrder) -> None:
+    """Send the request, wait, write the file, show it where the terminal can, and tell its name. An
+    interrupt cancels the request.
+
+    Raises:
+        FileProblem: a file cannot be used.
+        ServerProblem: the server gives no picture.
+    """
+    body = _body(order)
+    request_id = uuid.uuid4().hex
+    try:
+        with _progress() as tell:
+            answer = _wait(client, order, body, request_id, tell)
+    except KeyboardInterrupt:
+        with contextlib.suppress(httpx.HTTPError):
+            client.delete(f"/v1/requests/{request_id}")
+        raise
+    picture = base64.b64decode(answer["data"][0]["b64_json"])
+    _write(order.output, picture)
+    if sys.stdout.isatty():
+        from server.terminal.inline_picture import show_picture  # its libraries take a while
+
+        show_picture(picture)
     typer.echo(_told(order.output, answer))
     for warning in answer.get("warnings", ()):
         typer.echo(f"warning: {warning}", err=True)
-    return 0
 
 
 def _body(order: PictureOrder) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from kernels import _triton, cache_folder, isa, native
+from kernels import _triton, cache_folder, compilers, isa, native
 from tests.helpers.kernels.rungs import HAS_RUNGS
 from tests.helpers.kernels.sample_tokens_runs import RUNS
 
@@ -24,7 +24,7 @@ def run_build(monkeypatch: pytest.MonkeyPatch) -> "Callable[[str], None]":
     same, and the test skipped."""
 
     def switch(name: str) -> None:
-        compiler = native._compiler()
+        compiler = compilers.find()
         if compiler is None:
             pytest.skip("no C++ compiler")
         if name in isa.RUNGS and not HAS_RUNGS:

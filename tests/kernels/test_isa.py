@@ -12,7 +12,7 @@ import kernels
 from engine.contract.worker_settings import CpuIsa
 from engine.errors import ModelLoadError
 from engine.runtime.device import choose_cpu_isa
-from kernels import isa, machine, native
+from kernels import compilers, isa, machine, native
 from kernels.isa import Arithmetic
 from kernels.tools.check import check
 from tests.helpers.kernels.rungs import HAS_RUNGS
@@ -65,7 +65,7 @@ def test_what_the_processor_lacks_is_refused(processor):
 def test_a_rung_is_what_the_compiler_says(monkeypatch):
     """A name that compilers define for each feature, of those that /proc/cpuinfo has; and none for
     those that only other rungs have."""
-    compiler = native._compiler()
+    compiler = compilers.find()
     if compiler is None or not HAS_RUNGS:
         pytest.skip("needs a C++ compiler for x86")
     names = {"abm": "LZCNT", "bmi1": "BMI"}

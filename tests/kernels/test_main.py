@@ -5,7 +5,7 @@ import torch
 
 import kernels
 import kernels.__main__ as kernels_main
-from kernels import GGUFType, _triton, machine, native
+from kernels import GGUFType, _triton, compilers, machine, native
 from kernels.__main__ import IN_RESERVE, main
 from kernels.measured.product_times import ProductTimes
 
@@ -56,7 +56,7 @@ def test_it_tells_by_what_auto_decides(capsys, monkeypatch):
 
 def test_it_says_what_is_lost_without_a_compiler(capsys, monkeypatch):
     monkeypatch.setattr(native, "library", lambda: None)
-    monkeypatch.setattr(native, "COMPILERS", ("no-such-compiler",))
+    monkeypatch.setattr(compilers, "NAMES", ("no-such-compiler",))
     runs, others = rows(capsys)["rms_norm"]
     assert runs == "composed"
     assert "cpu: no C++ compiler" in others

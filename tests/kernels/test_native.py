@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from kernels import cache_folder, native, silu_mul
+from kernels import cache_folder, compilers, native, silu_mul
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def fresh_cache(tmp_path, monkeypatch):
 def test_a_machine_without_a_compiler_runs_pytorch_and_is_told_once(
     fresh_cache, monkeypatch, caplog
 ):
-    monkeypatch.setattr(native, "COMPILERS", ("no-such-compiler",))
+    monkeypatch.setattr(compilers, "NAMES", ("no-such-compiler",))
     x = torch.randn(3, 8)
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
@@ -77,7 +77,7 @@ def test_a_full_disk_is_said_before_anything_is_compiled(fresh_cache, monkeypatc
 def test_the_share_that_is_built(fresh_cache, monkeypatch):
     share = native.share_built()
     assert share() == 0.0
-    compiler = native._compiler()
+    compiler = compilers.find()
     if compiler is None:
         pytest.skip("no C++ compiler")
     sources = native._sources()
@@ -117,7 +117,7 @@ def test_a_source_is_built_anew_when_a_header_changes_that_it_may_include(tmp_pa
 
 
 def test_an_operation_may_have_several_sources(fresh_cache, tmp_path, monkeypatch):
-    if native._compiler() is None:
+    if compilers.find() is None:
         pytest.skip("no C++ compiler")
     monkeypatch.setattr(native, "KERNELS", tmp_path)
     for name in ("first", "second"):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from kernels import native, paged_attention
+from kernels import compilers, native, paged_attention
 from kernels.paged_attention import cases, cpu, reference
 from kernels.tools.check import check
 from tests.helpers.kernels.sequences import Sequences, Setup
@@ -162,7 +162,7 @@ def build(tmp_path, monkeypatch):
         (tmp_path / "task.h").write_text(text)
         source, library = tmp_path / "cpu.cpp", tmp_path / "cpu.so"
         command = [
-            native._compiler(),
+            compilers.find(),
             *native.flags(),
             f"-I{native.KERNELS / native.SHARED}",
             "-shared",

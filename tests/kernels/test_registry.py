@@ -3,7 +3,7 @@ import types
 import pytest
 import torch
 
-from kernels import _triton, native
+from kernels import _triton, compilers, native
 from kernels.registry import op
 
 CASES = types.ModuleType("cases")
@@ -50,7 +50,7 @@ def test_a_refusal_names_what_the_machine_lacks(monkeypatch):
     assert double.choice(x)[1]["triton"] == "Triton is not installed"
     monkeypatch.setattr(native, "library", lambda: None)
     assert double.choice(x)[1]["cpu"] == "the C++ operations cannot be built"
-    monkeypatch.setattr(native, "COMPILERS", ("no-such-compiler",))
+    monkeypatch.setattr(compilers, "NAMES", ("no-such-compiler",))
     assert double.choice(x)[1]["cpu"] == "no C++ compiler"
     assert double.choice(x)[0] == "reference"
 

@@ -53,7 +53,19 @@ def test_no_command_is_described_by_half_a_sentence(invoke):
 
 @pytest.mark.parametrize(
     "command",
-    ["serve", "chat", "models", "plan", "perplexity", "quantize", "kernels", "version"],
+    [
+        "serve",
+        "chat",
+        "models",
+        "plan",
+        "perplexity",
+        "quantize",
+        "kernels",
+        "doctor",
+        "top",
+        "pull",
+        "version",
+    ],
 )
 def test_every_command_explains_itself(invoke, command):
     code, output, _ = invoke(command, "--help")

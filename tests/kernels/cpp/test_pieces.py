@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from kernels import native
+from kernels import compilers, native
 
 SOURCE = Path(__file__).with_name("pieces_check.cpp")
 
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory):
-    compiler = native._compiler()
+    compiler = compilers.find()
     if compiler is None:
         pytest.skip("no C++ compiler")
     path = tmp_path_factory.mktemp("pieces") / "check"

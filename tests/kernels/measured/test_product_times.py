@@ -10,7 +10,7 @@ import time
 import pytest
 import torch
 
-from kernels import GGUFType, isa, linear_packed, linear_panels, native
+from kernels import GGUFType, compilers, isa, linear_packed, linear_panels, native
 from kernels.linear_panels.panels import unpack
 from kernels.measured import self_benchmark
 from kernels.measured.product_times import MARGIN, ROWS, ProductTimes, mean_ratio, prefers_plain
@@ -176,7 +176,7 @@ def test_another_library_or_processor_is_measured(quick, tmp_path, monkeypatch):
 def test_the_library_of_another_rung_has_another_name(monkeypatch):
     if native.missing() is not None or not HAS_RUNGS:
         pytest.skip("no C++ operations, or no rungs")
-    compiler = native._compiler()
+    compiler = compilers.find()
     names = set()
     for rung in ("native", *isa.RUNGS):
         monkeypatch.setattr(isa, "_chosen", rung)

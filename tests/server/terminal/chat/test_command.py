@@ -7,13 +7,14 @@ import pytest
 
 from engine.contract.built_in import BUILT_IN
 from server.settings import ClientSettings
-from server.terminal import chat as terminal_chat
 from server.terminal import client as terminal_client
 from server.terminal import models as terminal_models
-from server.terminal.chat import Conversation, chat_command
+from server.terminal.chat import command as terminal_chat
+from server.terminal.chat.command import chat_command
+from server.terminal.chat.conversation import Conversation
 from server.terminal.client import ServerProblem
 
-SETTINGS = ClientSettings(url="http://server", api_key="k")
+SETTINGS = ClientSettings(url="http://server", api_key="k", chat_history=False)
 
 
 def stream_of(*pieces, tail="data: [DONE]\n\n"):
@@ -103,6 +104,22 @@ def test_an_answer_that_was_ended_since_it_repeats_itself_says_so(server, capsys
     assert captured.err == "[The answer repeated itself and was stopped.]\n"
 
 
+@pytest.mark.parametrize(
+    ("pieces", "sampling", "note"),
+    [
+        (["a b"], {}, "[The answer was cut off: the conversation is as long"),
+        (["a b"], {"max_tokens": 2}, ""),
+        ([], {}, "[The model answered nothing."),
+    ],
+)
+def test_answers_that_are_cut_off_or_empty_say_so(pieces, sampling, note, server, capsys):
+    end = {"choices": [{"delta": {}, "finish_reason": "length"}]}
+    server.answers = [stream_of(*pieces, tail=f"data: {json.dumps(end)}\n\ndata: [DONE]\n\n")]
+    assert command(sampling=sampling) == 0
+    error = capsys.readouterr().err
+    assert error.startswith(note) and bool(error) == bool(note)
+
+
 def test_a_problem_stands_on_a_line_of_its_own(server, capfd):
     error = {"error": {"message": "the worker ended"}}
     server.answers = [stream_of("Once upon", tail=f"data: {json.dumps(error)}\n\n")]
@@ -116,6 +133,13 @@ def test_a_terminal_gets_lines_broken_between_words(server, monkeypatch, capsys)
     server.answers = [stream_of("The quick bro", "wn fox jum", "ps over the", " lazy dog")]
     assert command() == 0
     assert capsys.readouterr().out == "The quick brown fox\njumps over the lazy\ndog\n"
+
+
+def test_an_answer_cannot_control_the_terminal(server, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    server.answers = [stream_of("a\x1b]52;c;Zm9v", "\x07b\x9b2J", "\tc\r\n")]
+    assert command() == 0
+    assert capsys.readouterr().out.rstrip("\n") == "a�]52;c;Zm9v�b�2J\tc"
 
 
 def test_a_conversation_remembers_until_reset(server):
@@ -144,6 +168,10 @@ def test_an_answer_stopped_early_stays_as_far_as_it_came(server):
     ("answer", "words"),
     [
         (httpx.Response(404, json={"error": {"message": "no such model"}}), "no such model"),
+        (
+            httpx.Response(401, json={"error": {"message": "a key"}}),
+            "a key; give it with --api-key",
+        ),
         (httpx.Response(502, text="<html>"), "502"),
         (httpx.ConnectError("refused"), "no server answers at http://server"),
         (httpx.ReadTimeout("slow"), "broke"),
@@ -164,7 +192,7 @@ def test_problems_are_one_line_and_the_question_is_forgotten(server, answer, wor
 
 
 def test_the_prompt_loop(server, monkeypatch, capsys):
-    lines = iter(["", "hi", "/what", "/reset", "again", "bad", "/exit", "never"])
+    lines = iter(["", "hi", "/what", "/reset", "again", " /bad", "/exit", "never"])
     monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     server.answers = [stream_of("one"), stream_of("two"), httpx.Response(500)]
@@ -172,7 +200,8 @@ def test_the_prompt_loop(server, monkeypatch, capsys):
     captured = capsys.readouterr()
     assert "one\n" in captured.out
     assert "The conversation is forgotten." in captured.out
-    assert "500" in captured.err
+    assert "There is no /what" in captured.err and "500" in captured.err
+    assert server.bodies[2]["messages"][-1]["content"] == "/bad"
     assert [len(body["messages"]) for body in server.bodies] == [1, 1, 3]
     assert {body["model"] for body in server.bodies} == {"second"}
     assert next(lines) == "never"

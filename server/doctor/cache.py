@@ -1,0 +1,72 @@
+"""The folder for downloads and compiled operations, and the room on its disk."""
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from engine.contract.built_in import BUILT_IN
+from engine.contract.model_spec import ModelSpec
+from server.doctor.finding import Finding
+
+_OPERATIONS_BYTES = 128 << 20
+"""Room for compiled operations and what the compiler writes for them."""
+_COPIES = 3
+"""A built-in model is there so many times while it is fetched: downloaded, checked, unpacked."""
+_ELSEWHERE = "tandem serve --cache-dir FOLDER, with a folder that {}"
+
+
+def cache_folder(folder: Path) -> Finding:
+    """Whether downloads can be kept there. Nothing is written."""
+    place = _existing(folder)
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        is_there = f"; {place} is what exists of it" if place != folder else ""
+        return Finding(
+            "cache folder",
+            "broken",
+            f"{folder} cannot be written by this user{is_there}",
+            _ELSEWHERE.format("you can write to"),
+        )
+    if os.statvfs(place).f_flag & os.ST_NOEXEC:
+        return Finding(
+            "cache folder",
+            "limited",
+            f"{folder} is on a disk that runs no programs (noexec), so models run much more slowly",
+            _ELSEWHERE.format("is on another disk"),
+        )
+    return Finding("cache folder", "ok", f"{folder} can be written")
+
+
+def disk(folder: Path, models: Sequence[ModelSpec]) -> Finding:
+    """Whether there is room for the built-in models that are not here yet."""
+    needed = _OPERATIONS_BYTES + sum(_download_bytes(folder, model) for model in models)
+    try:
+        free = shutil.disk_usage(_existing(folder)).free
+    except OSError as error:
+        return Finding("disk", "limited", f"the room for {folder} is unknown: {error.strerror}")
+    rooms = f"{_gigabytes(free)} free for {folder}"
+    if free < needed:
+        return Finding(
+            "disk",
+            "broken",
+            f"{rooms}; fetching the models and compiling takes {_gigabytes(needed)}",
+            _ELSEWHERE.format("is on a larger disk"),
+        )
+    return Finding("disk", "ok", f"{rooms}; {_gigabytes(needed)} may be needed")
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that exists."""
+    return next((one for one in (folder, *folder.parents) if os.path.lexists(one)), folder)
+
+
+def _download_bytes(folder: Path, model: ModelSpec) -> int:
+    known = BUILT_IN.get(model.ref.lower())
+    here = (folder / "models" / model.ref.lower()).glob("[!.]*")  # its lock is not the model
+    if known is None or any(here):
+        return 0
+    return _COPIES * known.megabytes * 1_000_000
+
+
+def _gigabytes(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.1f} GB"
