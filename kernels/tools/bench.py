@@ -87,13 +87,21 @@ def check_op(op: Op[..., Any], dtype: torch.dtype, device: torch.device) -> None
 def timings_of(op: Op[..., Any], dtype: torch.dtype, device: torch.device) -> Iterator[Timing]:
     """Time each implementation that takes a case; the reference comes last."""
     for case in op.cases.BENCHMARKS[device.type]:
-        inputs = op.cases.make_inputs(case, dtype, device)
-        work = work_of(op, inputs, op.outputs(op.reference(**inputs), inputs))
-        num_copies = 0
-        if work.bytes > IN_CACHE_BYTES:
-            num_copies = math.ceil(2 * ceilings.cache_bytes(device) / work.bytes)
-        turns = [inputs, *(copy.deepcopy(inputs) for _ in range(num_copies))]
-        for name, run in _runners(op, inputs).items():
+        yield from timings_of_case(op, case, dtype, device)
+
+
+def timings_of_case(
+    op: Op[..., Any], case: Any, dtype: torch.dtype, device: torch.device, only: str | None = None
+) -> Iterator[Timing]:
+    """Time the implementations that take a case, or `only` one of them."""
+    inputs = op.cases.make_inputs(case, dtype, device)
+    work = work_of(op, inputs, op.outputs(op.reference(**inputs), inputs))
+    num_copies = 0
+    if work.bytes > IN_CACHE_BYTES:
+        num_copies = math.ceil(2 * ceilings.cache_bytes(device) / work.bytes)
+    turns = [inputs, *(copy.deepcopy(inputs) for _ in range(num_copies))]
+    for name, run in _runners(op, inputs).items():
+        if only in (None, name):
             yield Timing(
                 op=op.name,
                 case=case.name,

@@ -16,7 +16,7 @@ from engine.models.encoder_registry import create_encoder, encoder_weights
 from engine.models.metadata_keys import MetadataKeys
 from engine.models.sentence_encoder import Pooling, SentenceEncoder
 from engine.weights.safetensors import iter_tensors
-from tests.helpers.models.random_vectors import randomise_vectors
+from tools.tiny_models import randomise_vectors
 
 WORDS = "the quick brown fox jumps over that lazy dog while seven wizards make toxic brew"
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS.split(), *ascii_lowercase]

@@ -19,7 +19,7 @@ from engine.models.forward_context import ForwardContext
 from engine.models.metadata_keys import MetadataKeys
 from engine.models.recurrent_config import allocate_states
 from engine.models.registry import create_model, family_of
-from tests.helpers.models.random_vectors import randomise_vectors
+from tools.tiny_models import randomise_vectors
 
 CPU = torch.device("cpu")
 NUM_SLOTS = 32

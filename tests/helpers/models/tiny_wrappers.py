@@ -14,7 +14,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers.models.smolvlm import processing_smolvlm
 
 from engine.models.picture_encoder import PictureEncoder, run_slices
-from tests.helpers.models.random_vectors import randomise_vectors
+from tools.tiny_models import randomise_vectors
 
 Kind = Literal[
     "gemma3", "smolvlm", "idefics3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "mistral3",
