@@ -280,7 +280,10 @@ class ModelRunner:
             ModelLoadError: the model gives no finite numbers.
         """
         decided = warm_up_decision(
-            step, self._config.block_size, self._num_groups, recurrent=bool(self._recurrent)
+            step,
+            self._config.block_size,
+            self._num_groups,
+            num_slots=self._config.num_recurrent_slots,
         )
         graphs, self._graphs = self._graphs, None
         try:
