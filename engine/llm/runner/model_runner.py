@@ -181,7 +181,9 @@ class ModelRunner:
                 background=background,
             )
         self._grammars = grammars
-        self._sampler = Sampler(model_config.vocab_size, device, grammars)
+        self._sampler = Sampler(
+            model_config.vocab_size, device, grammars, never=model_config.never_token_ids
+        )
         self._guidance = Guidance()
         self._states = TextStates()
         self._pictures = model_config.pictures
