@@ -147,7 +147,7 @@ def resolve(intent: TextSettings, model: ModelFacts, machine: MachineFacts) -> R
         seed=intent.seed,
         async_scheduling=overlaps,
         record_steps=intent.record_steps,
-        num_speculative_tokens=0 if model.recurrent_bytes else intent.num_speculative_tokens,
+        num_speculative_tokens=intent.num_speculative_tokens,
         prompt_lookup_min=intent.prompt_lookup_min,
         prompt_lookup_max=intent.prompt_lookup_max,
         shared_lookup_tokens=intent.shared_lookup_tokens,

@@ -49,6 +49,6 @@ class FreeBlocks:
         grow."""
         num_promised = len(self._sequences.running) * len(self.pool.layout.windows)
         for sequence in self._sequences.running:
-            if sequence.num_missing > 1:
+            if not sequence.is_decoding:
                 num_promised += sequence.table.blocks_lacking(sequence.num_known)
         return self.pool.num_free - num_promised

@@ -32,6 +32,7 @@ from engine.llm.decision import (
     PENDING_TOKEN_ID,
     GroupBlocks,
     NewSequence,
+    RecurrentSlots,
     ScheduledSequence,
     SequenceOutput,
     StateRows,
@@ -273,12 +274,24 @@ class Sequence:
         return len(self.token_ids) + self.num_pending - self.table.num_tokens
 
     @property
+    def is_decoding(self) -> bool:
+        """Whether it misses one token, beside those that must be run again."""
+        return self.num_missing == 1 + self.table.num_again
+
+    @property
+    def num_to_come(self) -> int:
+        """The most tokens that can still be drawn before the last."""
+        return max(0, self.last_num_tokens - self.num_known - 1)
+
+    @property
     def num_draftable(self) -> int:
-        """The most drafts that could all be drawn, with one more token after the last. It is 0 if
-        what may follow depends on how likely the tokens before were."""
+        """The most drafts that could all be drawn in a step, with one more token after the last. It
+        is 0 if what may follow depends on how likely the tokens before were."""
         if self.owner.request.sampling.mirostat:
             return 0
-        return max(0, self.last_num_tokens - self.num_known - 1)
+        state = self.table.state
+        room = None if state is None else state.room_after(self.num_known)
+        return self.num_to_come if room is None else min(self.num_to_come, room)
 
     @property
     def scores_prompt(self) -> bool:
@@ -393,12 +406,18 @@ class Sequence:
             follows=self.follows,
             states=self._state_rows(start, end) if self.states else (),
             positions=axis_positions(self.states, start, start + len(token_ids)),
-            recurrent=self.table.state.step(end) if self.table.state is not None else None,
+            recurrent=self._recurrent_slots(start, start + len(token_ids), bool(drafts)),
+            is_apart=self.table.num_again > 0,
         )
         self.table.advance(start + len(token_ids))
         self.num_in_flight += len(token_ids)
         self.num_pending += draws
         return scheduled
+
+    def _recurrent_slots(self, start: int, end: int, has_drafts: bool) -> RecurrentSlots | None:
+        """Its slots in a step."""
+        state = self.table.state
+        return None if state is None else state.step(start, end, has_drafts=has_drafts)
 
     def land(self, scheduled: ScheduledSequence) -> None:
         """Note that the step of this share is over; its outcome follows with `take` or `fail`."""
@@ -452,7 +471,8 @@ class Sequence:
 
     def rewind(self, num_tokens: int) -> None:
         """Take back the last computed tokens, which turned out not to belong to the text, and the
-        blocks that hold nothing else. Nothing of it is in flight."""
+        blocks that hold nothing else. With a recurrent state, this takes back the whole step.
+        Nothing of it is in flight."""
         self.table.truncate(self.table.num_tokens - num_tokens)
 
     def fail(self, error: EngineError) -> TokenEvent:

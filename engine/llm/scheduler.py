@@ -4,8 +4,9 @@ outcome into events. Knows no tensors; only `LLMEngine` calls it, from one threa
 There is one rule instead of phases: each step moves `computed` towards `known` tokens, within a
 token budget (`max_num_batched_tokens`) and a number of places (`max_num_seqs`). The budget goes
 
-1. to running sequences that miss one token, so that no prompt ever delays a decode; beside them
-   prompts get what `StepBudget` allows, so that none makes a step much longer either;
+1. to running sequences that miss one token (and those before it that a recurrent state must read
+   again), so that no prompt ever delays a decode; beside them prompts get what `StepBudget` allows,
+   so that none makes a step much longer either;
 2. to running sequences that miss more, then to waiting ones, by rank. One that cannot finish its
    prompt in this step leaves a quarter of what is left to those behind it, so that a long prompt
    slows short ones down but does not shut them out;
@@ -267,25 +268,25 @@ class Scheduler:
         return self._decide(step)
 
     def _continue_running(self, step: _Step) -> None:
-        missing = [(s, s.num_missing) for s in self._sequences.running]
-        for sequence, num_tokens in missing:
-            if num_tokens == 1:  # 0: only an outcome is missing
+        missing = [(s, s.num_missing, s.is_decoding) for s in self._sequences.running]
+        for sequence, num_tokens, is_decoding in missing:
+            if is_decoding:
                 self._continue(sequence, num_tokens, step)
         self._bound_prompts(step)
-        for sequence, num_tokens in missing:
-            if num_tokens > 1:
+        for sequence, num_tokens, is_decoding in missing:
+            if num_tokens > 0 and not is_decoding:  # 0: only an outcome is missing
                 self._continue(sequence, num_tokens, step)
 
     def _bound_prompts(self, step: _Step) -> None:
         """Limit the prompt tokens so that they do not delay the decodes."""
         running = self._sequences.running
         num_soon = min(self._max_num_running, len(running) + len(self._sequences.waiting))
-        first = next((s for s in running if s.num_missing > 1), None)
+        first = next((s for s in running if s.num_missing and not s.is_decoding), None)
+        decodes = [
+            s.table.num_tokens for s, num_rows in step.chunks.items() for _ in range(num_rows)
+        ]
         num_tokens = self._budget.beside(
-            StepWork(
-                num_decodes=len(step.chunks),
-                decode_context=sum(s.table.num_tokens for s in step.chunks),
-            ),
+            StepWork.of_decodes(decodes),
             StepWork(num_decodes=num_soon, decode_context=sum(s.num_known for s in running)),
             start=first.table.num_tokens if first else 0,
         )
@@ -532,7 +533,7 @@ class Scheduler:
     def _add_drafts(self, step: _Step) -> None:
         """Add drafts to decodes if the step has nothing else to do."""
         for sequence, drafts in self._drafting.of(step.chunks, step.budget, self._budget):
-            if sequence.table.reserve(sequence.table.num_tokens + 1 + len(drafts)):
+            if sequence.table.reserve(step.start_of(sequence) + len(drafts)):
                 step.drafts[sequence] = drafts
 
     def _decide(self, step: _Step) -> ScheduleDecision:

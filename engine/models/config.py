@@ -64,6 +64,8 @@ class ModelConfig:
     """The names of further embeddings in the checkpoint. Their rows are looked up, too."""
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
+    never_token_ids: tuple[int, ...] = ()
+    """Tokens that the model must never draw, such as the ends of pictures."""
     pictures: PictureFacts | None = None
     """How it sees pictures; None if the checkpoint has no encoder for them."""
     vision: VisionConfig | None = None

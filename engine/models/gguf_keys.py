@@ -1,5 +1,6 @@
 """Keys and tensors of GGUF files that several families read in the same way."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from engine.errors import MissingWeight, ModelLoadError, UnsupportedArchitecture
 from engine.models.config import MAX_LAYERS, ModelConfig
+from engine.models.layers.rotary import yarn_magnitude
 from engine.models.metadata_keys import MetadataKeys
 from engine.models.rope_keys import (
     MAX_POSITIONS,
@@ -269,7 +271,8 @@ def _head_dim(keys: GgufKeys, num_heads: int) -> int:
 def _rope_scaling(keys: GgufKeys, trained: int) -> dict[str, Any] | None:
     """Read a scaling. Without a type it is linear, and old files have another key for its factor.
 
-    `yarn_attn_factor` is left out: it may be either of two settings with different meanings.
+    Raises:
+        UnsupportedArchitecture: it has a `yarn_attn_factor` that may mean two things.
     """
     kind = keys.text(keys.own("rope.scaling.type"), "linear")
     factor = keys.own("rope.scaling.factor")
@@ -287,7 +290,27 @@ def _rope_scaling(keys: GgufKeys, trained: int) -> dict[str, Any] | None:
         "beta_slow": keys.number(keys.own("rope.scaling.yarn_beta_slow"), None),
     }
     present = {name: value for name, value in raw.items() if value is not None}
+    if kind == "yarn":
+        _check_magnitude(keys, present["factor"])
     return normalise_rope_scaling(present, trained, keys.source)
+
+
+def _check_magnitude(keys: GgufKeys, factor: float) -> None:
+    """Check that `yarn_attn_factor` is YaRN's usual number. llama.cpp's converter writes the
+    checkpoint's `attention_factor` there, which is the whole number, or its `attn_factor`, by which
+    the usual one is multiplied.
+
+    Raises:
+        UnsupportedArchitecture: it is another number.
+    """
+    name, usual = keys.own("rope.scaling.yarn_attn_factor"), yarn_magnitude(factor, 1.0)
+    stated = keys.number(name, usual)
+    if not math.isclose(stated, usual, rel_tol=1e-4):
+        raise UnsupportedArchitecture(
+            f"{keys.source}: {name} is {stated:g} and not {usual:g}, as usual with this factor; it "
+            f"may stand for attention_factor or for attn_factor, which mean different things: use "
+            f"the safetensors of this model"
+        )
 
 
 def _llama3_scaling(

@@ -78,8 +78,8 @@ def plan_draft(
         )
     if config.recurrent_bytes(1):
         raise UnsupportedArchitecture(
-            f"speculative_model {found.name} has recurrent states, which cannot forget tokens "
-            f"that are rejected; name a model whose layers all attend",
+            f"speculative_model {found.name} has recurrent states, which draft models cannot have; "
+            f"name a model whose layers all attend",
             param="speculative_model",
         )
     as_draft = replace(intent, quantization=intent.speculative_quantization)

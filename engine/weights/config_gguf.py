@@ -75,6 +75,7 @@ def read_gguf_config(path: Path, mmproj: Path | None = None) -> ModelConfig:
         config,
         bos_token_id=next(iter(keys.ids("tokenizer.ggml.bos_token_id")), None),
         eos_token_ids=_stop_tokens(keys),
+        never_token_ids=keys.ids("tokenizer.ggml.suppress_tokens"),
         generation=_stated_sampling(keys) or known_sampling(keys.values),
     )
 

@@ -55,6 +55,7 @@ def read_config_json(folder: Path) -> ModelConfig:
         eos_token_ids=(
             generation.ids("eos_token_id") or keys.ids("eos_token_id") or text.ids("eos_token_id")
         ),
+        never_token_ids=generation.ids("suppress_tokens"),
         generation=recommended(generation.values),
     )
     if read_pictures is None:

@@ -166,7 +166,7 @@ def _group(
     aligned: bool,
 ) -> Group:
     block_size = kv_cache.shape[3]
-    longest = int(batch.host_context_lens[first])
+    longest = int(batch.host_context_lens[first:last].max())
     num_blocks = -(-longest // block_size)
     rows = slice(int(batch.host_cu_seqlens_q[first]), int(batch.host_cu_seqlens_q[last]))
     num_queries = (rows.stop - rows.start) // (last - first)

@@ -23,7 +23,7 @@ class PagedBatch:
     Each fact is stored twice: as a tensor on the device for kernels, and as an array on the host
     for planning without waiting for the device. On a CPU both share their memory.
 
-    Invariants: the first `num_decodes` sequences have one row each, the longest context first;
+    Invariants: the first `num_decodes` sequences have one row each, and long contexts come first;
     `context_lens[b] >= cu_seqlens_q[b + 1] - cu_seqlens_q[b] >= 1`; unused entries of a block table
     repeat its first block, so that reading them is harmless.
 

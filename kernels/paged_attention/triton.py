@@ -137,7 +137,8 @@ def _decode(
     inputs: dict[str, Any], constants: dict[str, int], batch: PagedBatch, tiles: Tiles
 ) -> None:
     num_heads, head_dim = constants["NUM_HEADS"], constants["HEAD_DIM"]
-    num_splits = _num_splits(int(batch.host_context_lens[0]), inputs["window"])
+    longest = int(batch.host_context_lens[: batch.num_decodes].max())
+    num_splits = _num_splits(longest, inputs["window"])
     values = weights = None
     if num_splits > 1:
         shape = (batch.num_decodes, num_heads, num_splits)

@@ -6,11 +6,13 @@ kept for other texts with the same beginning, and the next step writes to anothe
     tokens    [ 0 … 15 | 16 17 … 31 | 32 33 ]        block_size 16
     slots            7           3      9            7 and 3 are in the prefix cache, 9 changes
 
-A state cannot be taken back to fewer tokens than it has read.
+A state cannot forget tokens that it has read. So a step that computes drafts keeps the slot that it
+read: if a draft turns out wrong, the text goes on from there, and its right tokens are run again.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from engine.llm.cache.kv_cache import BlockPool, check
 from engine.llm.cache.prefix_cache import PrefixCache
@@ -89,10 +91,17 @@ class RecurrentPool:
         check(owners == counts, "recurrent states have false owners")
 
 
+class _Before(NamedTuple):
+    """The state before a step that computes drafts."""
+
+    num_tokens: int
+    slot: int | None
+
+
 class RecurrentState:
     """One sequence's state."""
 
-    __slots__ = ("_kept", "_pool", "_slot")
+    __slots__ = ("_before", "_kept", "_pool", "_slot")
 
     def __init__(self, pool: RecurrentPool) -> None:
         self._pool = pool
@@ -100,11 +109,14 @@ class RecurrentState:
         """Where the state is; None without computed tokens."""
         self._kept: dict[int, int] = {}
         """Slots to offer to other texts, by the number of tokens, once these are certain."""
+        self._before: _Before | None = None
+        """What to go back to, if the last step computed drafts."""
 
     @property
     def held(self) -> list[int]:
         """The slots that it holds, each as often as it does."""
-        return [*self._kept.values(), *(() if self._slot is None else (self._slot,))]
+        before = None if self._before is None else self._before.slot
+        return [*self._kept.values(), *(slot for slot in (self._slot, before) if slot is not None)]
 
     def adopt(self, slot: int | None) -> None:
         """Start from a kept state."""
@@ -118,18 +130,37 @@ class RecurrentState:
         forked.adopt(self._slot)
         return forked
 
-    def step(self, num_tokens: int) -> RecurrentSlots:
-        """Return the slots for a step that ends after `num_tokens` tokens of the text."""
+    def step(self, start: int, end: int, *, has_drafts: bool = False) -> RecurrentSlots:
+        """Return the slots for a step that computes the tokens `start .. end` of the text."""
+        self._forget_before()
         pool, read = self._pool, self._slot
-        if read is None or pool.is_frozen(read):
+        if read is None or has_drafts or pool.is_frozen(read):
             self._slot = pool.take()
-            if read is not None:
+            if has_drafts:
+                self._before = _Before(start, read)
+            elif read is not None:
                 pool.release_read(read)
         assert self._slot is not None
-        if pool.is_cached and num_tokens % pool.block_size == 0:
+        if pool.is_cached and end % pool.block_size == 0:
             pool.hold(self._slot)
-            self._kept[num_tokens] = self._slot
+            self._kept[end] = self._slot
         return RecurrentSlots(read, self._slot)
+
+    def rewind(self) -> int:
+        """Go back to before the last step, which computed drafts. Returns the number of tokens that
+        are left."""
+        assert self._before is not None and self._slot is not None
+        num_tokens, slot = self._before
+        for end in [end for end in self._kept if end > num_tokens]:
+            self._pool.release(self._kept.pop(end))
+        self._pool.release(self._slot)
+        self._slot, self._before = slot, None
+        return num_tokens
+
+    def room_after(self, num_tokens: int) -> int | None:
+        """The most tokens that may follow `num_tokens` in a step, so that none passes the end of a
+        block whose state is to be kept; None if any number may."""
+        return -num_tokens % self._pool.block_size if self._pool.is_cached else None
 
     def note_computed(self, num_tokens: int, chain: Sequence[bytes]) -> None:
         """Offer states to other texts: the first `num_tokens` tokens are certain.
@@ -147,4 +178,10 @@ class RecurrentState:
         for slot in self.held:
             self._pool.release(slot)
         self._kept.clear()
-        self._slot = None
+        self._slot = self._before = None
+
+    def _forget_before(self) -> None:
+        """Give up the state to go back to, since every token is certain."""
+        before, self._before = self._before, None
+        if before is not None and before.slot is not None:
+            self._pool.release(before.slot)

@@ -28,7 +28,7 @@ class SequenceBlocks:
     """One sequence's blocks: a table per layer group, all for the same tokens. And its recurrent
     state, which always has a slot."""
 
-    __slots__ = ("_pool", "num_shared", "num_tokens", "state", "tables")
+    __slots__ = ("_pool", "num_again", "num_shared", "num_tokens", "state", "tables")
 
     def __init__(self, pool: BlockPool) -> None:
         self._pool = pool
@@ -38,6 +38,9 @@ class SequenceBlocks:
         """The number of tokens whose keys and values are there, or will be by a launched step."""
         self.num_shared = 0
         """The number of tokens with which another text began, as far as that is known."""
+        self.num_again = 0
+        """The number of tokens behind these that were computed before, and must be run again
+        because the recurrent state was taken back."""
 
     @property
     def num_blocks(self) -> int:
@@ -71,17 +74,25 @@ class SequenceBlocks:
         return all(table.can_fork(num_tokens) for table in self.tables)
 
     def truncate(self, num_tokens: int) -> None:
-        """Keep the first `num_tokens` tokens, or none if there is a recurrent state, which cannot
-        be taken back. No window may have passed what the next token attends to."""
+        """Keep the first `num_tokens` tokens. If there is a recurrent state, and they end within
+        the last step, keep what was there before it. No window may have passed what the next token
+        attends to."""
+        wanted = num_tokens
         if self.state is not None and num_tokens != self.num_tokens:
-            num_tokens = 0
+            num_tokens = self.state.rewind()
+        self._keep(num_tokens)
+        self.num_again = wanted - num_tokens
+
+    def clear(self) -> None:
+        if self.state is not None:
             self.state.clear()
+        self._keep(0)
+        self.num_again = 0
+
+    def _keep(self, num_tokens: int) -> None:
         for table in self.tables:
             table.truncate(num_tokens)
         self.num_tokens = num_tokens
-
-    def clear(self) -> None:
-        self.truncate(0)
 
     def blocks_to_reach(self, num_tokens: int) -> int:
         """The most free blocks, copies included, that it takes at a time while it grows to
@@ -111,6 +122,7 @@ class SequenceBlocks:
         step."""
         for table in self.tables:
             table.advance(num_tokens)
+        self.num_again = max(0, self.num_again - (num_tokens - self.num_tokens))
         self.num_tokens = num_tokens
 
     def leave(self, num_tokens: int) -> None:

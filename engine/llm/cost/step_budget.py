@@ -116,9 +116,10 @@ class StepBudget:
             return
         self.predicted_s = self._cost.predict(work) if self._cost.is_known else seconds
         self.measured_s = seconds
-        if not work.num_drafts:
+        if not work.num_drafts and not work.num_again:
             self._surcharge.pass_by()
         elif self._cost.is_known and 0.0 < seconds < math.inf:
             plain_s = self._cost.predict(work.without_drafts)
-            self._surcharge.learn(plain_s, self.predicted_s, seconds)
+            expected_s = self._cost.predict(work.without_again)
+            self._surcharge.learn(plain_s, expected_s, seconds)
         self._cost.observe(work, seconds)

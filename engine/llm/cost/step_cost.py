@@ -56,6 +56,8 @@ class StepWork:
     """The number of pairs of such a row and a token that it attends to."""
     num_drafts: int = 0
     """The number of decode rows that are there for drafts."""
+    num_again: int = 0
+    """The number of decode rows that are run again since drafts before were wrong."""
 
     @classmethod
     def of(cls, decision: ScheduleDecision) -> Self:
@@ -69,6 +71,9 @@ class StepWork:
             num_prompt_tokens=sum(length for _, length in chunks),
             num_pairs=sum(length * (start + length / 2) for start, length in chunks),
             num_drafts=sum(max(0, s.num_draws - 1) for s in decision.scheduled),
+            num_again=sum(
+                len(s.token_ids) - max(1, s.num_draws) for s in decision.scheduled if s.is_apart
+            ),
         )
 
     @classmethod
@@ -79,10 +84,18 @@ class StepWork:
 
     @property
     def without_drafts(self) -> Self:
-        """The same step without its rows of drafts."""
-        num_rows = self.num_decodes - self.num_drafts
+        """The step as it would be if nothing was drafted, neither now nor before."""
+        return replace(self.without_again._less(self.num_drafts), num_drafts=0)
+
+    @property
+    def without_again(self) -> Self:
+        """The same step without rows that are run again."""
+        return replace(self._less(self.num_again), num_again=0)
+
+    def _less(self, num_decodes: int) -> Self:
+        num_rows = self.num_decodes - num_decodes
         context = self.decode_context * num_rows // max(1, self.num_decodes)
-        return replace(self, num_decodes=num_rows, decode_context=context, num_drafts=0)
+        return replace(self, num_decodes=num_rows, decode_context=context)
 
     @property
     def sizes(self) -> tuple[float, ...]:

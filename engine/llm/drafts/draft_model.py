@@ -264,7 +264,7 @@ class DraftModel:
         start = len(sequence.token_ids) - missing
         pairs = missing * (start + missing / 2)
         seconds = self._steps.cost.predict(StepWork(num_prompt_tokens=missing, num_pairs=pairs))
-        return seconds * price.second <= LONGEST_READING * sequence.num_draftable
+        return seconds * price.second <= LONGEST_READING * sequence.num_to_come
 
     def _guess(self, drafts: Sequence[_Draft]) -> None:
         """Draw one more token for each draft."""

@@ -1,6 +1,6 @@
 """Gets drafts for a step's decodes if the step has nothing else to do, and counts how they went."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from engine.contract.generate import DraftCounts, DrafterName
@@ -40,25 +40,28 @@ class Drafting:
         return {name.value: counts for name, counts in self._counts.items()}
 
     def of(
-        self, scheduled: Iterable[Sequence], num_rows: int, budget: StepBudget
+        self, scheduled: Mapping[Sequence, int], num_rows: int, budget: StepBudget
     ) -> Iterator[tuple[Sequence, list[int]]]:
         """Yield drafts for some sequences of a step: none in steps with prompts, and none in
         groups.
 
         Args:
-            scheduled: the step's sequences.
+            scheduled: the step's sequences, with the number of tokens that each gets.
             num_rows: how many more rows the step may have.
             budget: tells what rows cost.
         """
-        everybody = list(scheduled)
-        num_rows = min(num_rows, self._most_rows - len(everybody))
-        left = [sequence for sequence in everybody if sequence.group is None]
+        num_rows = min(num_rows, self._most_rows - sum(scheduled.values()))
+        left = [
+            sequence
+            for sequence, num_tokens in scheduled.items()
+            if sequence.group is None and num_tokens == sequence.num_missing
+        ]
         if num_rows <= 0 or not left:
             return
         willing = [name for name, one in self._drafters.items() if one.may_draft(left)]
-        if not willing or any(sequence.num_missing > 1 for sequence in everybody):
+        if not willing or not all(sequence.is_decoding for sequence in scheduled):
             return
-        price = budget.price(StepWork.of_decodes(s.num_known for s in everybody))
+        price = budget.price(StepWork.of_decodes(s.num_known for s in scheduled))
         for name in willing:
             served = set()
             for sequence, drafts in self._drafters[name].draft(left, num_rows, price):

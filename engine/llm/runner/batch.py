@@ -3,7 +3,8 @@
 Rows are ordered for the kernels, not as the decision lists them. They form spans, which attention
 takes as sequences: single rows come first, the longest context first, then prompt chunks. A decode
 with drafts has a span per row, each over the keys of the rows before it. A step of decodes thus has
-the same shape as any other with as many rows, recorded or not.
+the same shape as any other with as many rows, recorded or not. Where a recurrent state reads them
+in order, the rows of such a decode stand together.
 """
 
 from collections.abc import Mapping, Sequence
@@ -80,7 +81,10 @@ class StepRows:
     axes: Int64Array | None
     """Shape [3, T]: the positions in time, height and width; None when these are equal."""
     recurrent_slots: Int32Array | None
-    """Shape [2, B]: the slots that each span reads and writes; None without recurrent states."""
+    """Shape [2, N]: the slots that each of the step's N sequences reads and writes; None without
+    recurrent states."""
+    recurrent_offsets: Int32Array | None
+    """Shape [N + 1], like `cu_seqlens_q`, with all rows of a sequence together."""
 
     @property
     def num_rows(self) -> int:
@@ -133,10 +137,10 @@ class Batch:
 
 
 def _recurrent_batch(rows: StepRows, device: torch.device) -> RecurrentBatch | None:
-    if rows.recurrent_slots is None:
+    if rows.recurrent_slots is None or rows.recurrent_offsets is None:
         return None
     reads, writes = rows.recurrent_slots
-    return RecurrentBatch.from_host(rows.cu_seqlens_q, reads, writes, device)
+    return RecurrentBatch.from_host(rows.recurrent_offsets, reads, writes, device)
 
 
 def lay_out(
@@ -190,6 +194,7 @@ def lay_out(
         key_ends=_key_ends(positions, states) if looks_both_ways and states else None,
         axes=axes if states else None,
         recurrent_slots=_recurrent_slots(spans),
+        recurrent_offsets=_recurrent_offsets(spans, cu_seqlens_q),
     )
 
 
@@ -200,8 +205,11 @@ def _spans(sequence: ScheduledSequence) -> list[Span]:
     return [Span(sequence, 0, num_rows, start + num_rows)]
 
 
-def _row_order(span: Span) -> tuple[bool, int]:
-    return span.num_rows > 1, -span.context_len
+def _row_order(span: Span) -> tuple[bool, int, int, int]:
+    if span.sequence.recurrent is None:
+        return span.num_rows > 1, -span.context_len, 0, 0
+    sequence = span.sequence
+    return span.num_rows > 1, -sequence.start, sequence.seq_id, span.first
 
 
 def _draws(spans: Sequence[Span], first_rows: Sequence[int]) -> tuple[list[int], list[SampleRow]]:
@@ -265,9 +273,19 @@ def _axes(spans: Sequence[Span], positions: Int64Array) -> Int64Array | None:
 
 def _recurrent_slots(spans: Sequence[Span]) -> Int32Array | None:
     """Return `StepRows.recurrent_slots`."""
-    of_spans = (span.sequence.recurrent for span in spans)
-    slots = [(NO_SLOT if s.read is None else s.read, s.write) for s in of_spans if s is not None]
+    of_sequences = (span.sequence.recurrent for span in spans if span.first == 0)
+    slots = [
+        (NO_SLOT if s.read is None else s.read, s.write) for s in of_sequences if s is not None
+    ]
     return np.array(slots, dtype=np.int32).T.copy() if slots else None
+
+
+def _recurrent_offsets(spans: Sequence[Span], cu_seqlens_q: Int32Array) -> Int32Array | None:
+    """Return `StepRows.recurrent_offsets`."""
+    if spans[0].sequence.recurrent is None:
+        return None
+    begins = [span.first == 0 for span in spans]
+    return cu_seqlens_q[[*begins, True]]
 
 
 def _adapter_slots(

@@ -181,7 +181,9 @@ class ModelRunner:
                 background=background,
             )
         self._grammars = grammars
-        self._sampler = Sampler(model_config.vocab_size, device, grammars)
+        self._sampler = Sampler(
+            model_config.vocab_size, device, grammars, never=model_config.never_token_ids
+        )
         self._guidance = Guidance()
         self._states = TextStates()
         self._pictures = model_config.pictures
@@ -280,7 +282,10 @@ class ModelRunner:
             ModelLoadError: the model gives no finite numbers.
         """
         decided = warm_up_decision(
-            step, self._config.block_size, self._num_groups, recurrent=bool(self._recurrent)
+            step,
+            self._config.block_size,
+            self._num_groups,
+            num_slots=self._config.num_recurrent_slots,
         )
         graphs, self._graphs = self._graphs, None
         try:

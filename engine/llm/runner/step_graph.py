@@ -25,7 +25,15 @@ import structlog
 import torch
 from torch import Tensor
 
-from engine.llm.runner.batch import BLOCK_IDS, POSITIONS, SLOTS, TOKEN_IDS, Batch, StepRows
+from engine.llm.runner.batch import (
+    BLOCK_IDS,
+    POSITIONS,
+    SLOTS,
+    TOKEN_IDS,
+    Batch,
+    Int32Array,
+    StepRows,
+)
 from engine.models.adapters import NO_ADAPTER
 from engine.models.forward_context import GroupContext
 from kernels import PagedBatch
@@ -151,6 +159,7 @@ class StepGraph:
         ]
         self._context_lens = torch.ones(num_rows, dtype=torch.int32, device=device)
         self._cu_seqlens_q = torch.arange(num_rows + 1, dtype=torch.int32, device=device)
+        self._recurrent_offsets = self._cu_seqlens_q.clone()
         self._recurrent_slots = torch.full(
             (2, num_rows), scratch_slot or 0, dtype=torch.int32, device=device
         )
@@ -187,14 +196,14 @@ class StepGraph:
             table[:, :width].copy_(new_table)
         self._context_lens.copy_(new_context_lens)
         if self._has_prompts:
-            # Each row of padding is a span; the remaining spans are empty.
-            ends = np.arange(num_rows + 1, dtype=np.int32) + (count - num_spans)
-            ends[: num_spans + 1] = rows.cu_seqlens_q
-            self._cu_seqlens_q.copy_(to_device([np.minimum(ends, num_rows)], device)[0])
-        if self._scratch_slot is not None and rows.recurrent_slots is not None:
+            self._cu_seqlens_q.copy_(to_device([_padded(rows.cu_seqlens_q, num_rows)], device)[0])
+        if rows.recurrent_slots is not None and rows.recurrent_offsets is not None:
             places = np.tile(np.array([[NO_SLOT], [self._scratch_slot]], np.int32), num_rows)
-            places[:, :num_spans] = rows.recurrent_slots
-            self._recurrent_slots.copy_(to_device([places], device)[0])
+            places[:, : rows.recurrent_slots.shape[1]] = rows.recurrent_slots
+            offsets = _padded(rows.recurrent_offsets, num_rows)
+            new_offsets, new_places = to_device([offsets, places], device)
+            self._recurrent_offsets.copy_(new_offsets)
+            self._recurrent_slots.copy_(new_places)
         if self._adapter_slots is not None and rows.adapter_slots is not None:
             slots = np.full(num_rows, NO_ADAPTER, dtype=np.int32)
             slots[:count] = rows.adapter_slots
@@ -222,7 +231,9 @@ class StepGraph:
         if self._scratch_slot is None:
             return None
         reads, writes = self._recurrent_slots
-        return RecurrentBatch(cu_seqlens_q=self._cu_seqlens_q, read_slots=reads, write_slots=writes)
+        return RecurrentBatch(
+            cu_seqlens_q=self._recurrent_offsets, read_slots=reads, write_slots=writes
+        )
 
     def _paged(self, table: Tensor) -> PagedBatch:
         num_rows = len(table)
@@ -235,6 +246,16 @@ class StepGraph:
             host_context_lens=np.full(num_rows, self._max_context_len, dtype=np.int32),
             host_cu_seqlens_q=np.arange(num_rows + 1, dtype=np.int32),
         )
+
+
+def _padded(offsets: Int32Array, num_rows: int) -> Int32Array:
+    """Offsets of as many spans as rows: each row of padding is a span, the remaining ones are
+    empty."""
+    last = len(offsets) - 1
+    ends = np.arange(num_rows + 1, dtype=np.int32) + (offsets[last] - last)
+    ends[: last + 1] = offsets
+    padded: Int32Array = np.minimum(ends, num_rows)
+    return padded
 
 
 class StepGraphs:

@@ -86,13 +86,14 @@ def largest_steps(config: ResolvedConfig, pictures: PictureFacts | None = None) 
 
 
 def decision(
-    texts: WarmUpStep, block_size: int, num_groups: int = 1, *, recurrent: bool = False
+    texts: WarmUpStep, block_size: int, num_groups: int = 1, *, num_slots: int = 0
 ) -> ScheduleDecision:
     """Make the decision that a scheduler would make for such a step and `num_groups` layer groups.
     Its sequences have negative ids.
 
     Args:
-        recurrent: whether the model has recurrent states.
+        num_slots: the slots for recurrent states; if there are fewer than texts, some share one,
+            since nobody reads it.
     """
     return ScheduleDecision(
         encoded=[text.part for text in texts if text.part is not None],
@@ -103,7 +104,7 @@ def decision(
                 text,
                 block_size,
                 num_groups,
-                RecurrentSlots(None, i) if recurrent else None,
+                RecurrentSlots(None, i % num_slots) if num_slots else None,
             )
             for i, text in enumerate(texts)
         ],

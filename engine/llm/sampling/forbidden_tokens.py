@@ -15,18 +15,20 @@ Words = tuple[tuple[int, ...], ...]
 
 
 class ForbiddenTokens:
-    """Forbids all tokens but `allowed_token_ids`, and bad words that are a single token."""
+    """Forbids all tokens but `allowed_token_ids`, bad words that are a single token, and the tokens
+    that the model must never draw."""
 
     needs_host_tokens: ClassVar[bool] = False
 
-    def __init__(self, vocab_size: int) -> None:
+    def __init__(self, vocab_size: int, never: tuple[int, ...] = ()) -> None:
         self._vocab_size = vocab_size
+        self._never = never
         self._masks: dict[int, Int64Array] = {}
         self._ids: dict[int, Int64Array] = {}
 
     def add(self, sequence: NewSequence) -> bool:
         sampling = sequence.sampling
-        banned = {word[0] for word in sampling.bad_words if len(word) == 1}
+        banned = {*self._never, *(word[0] for word in sampling.bad_words if len(word) == 1)}
         ids = np.array([one for one in banned if 0 <= one < self._vocab_size], dtype=np.int64)
         if len(ids):
             self._ids[sequence.seq_id] = ids

@@ -89,10 +89,19 @@ class _State:
 
 class Sampler:
     """Chooses tokens for all sequences of one model, on the loop thread only. It keeps no random
-    state."""
+    state.
+
+    Args:
+        never: tokens that no sequence may draw.
+    """
 
     def __init__(
-        self, vocab_size: int, device: torch.device, grammars: Grammars | None = None
+        self,
+        vocab_size: int,
+        device: torch.device,
+        grammars: Grammars | None = None,
+        *,
+        never: tuple[int, ...] = (),
     ) -> None:
         self._vocab_size = vocab_size
         self._device = device
@@ -105,7 +114,7 @@ class Sampler:
                 Dry(vocab_size),
                 LogitBias(vocab_size),
                 MinTokens(vocab_size),
-                ForbiddenTokens(vocab_size),
+                ForbiddenTokens(vocab_size, never),
                 BadWords(vocab_size),
                 self._mirostat,
                 self._structures,

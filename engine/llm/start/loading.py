@@ -180,10 +180,7 @@ def warn_of_few_bits(plan: WeightPlan) -> None:
 def drafters(
     config: ResolvedConfig, model_config: ModelConfig, draft: LoadedDraft | None
 ) -> dict[DrafterName, Drafter]:
-    """Create the drafters: those that are certain first, then the cheapest ones. A recurrent state
-    cannot be taken back to the last draft that counts, so models with one have none."""
-    if config.num_recurrent_slots:
-        return {}
+    """Create the drafters: those that are certain first, then the cheapest ones."""
     found: dict[DrafterName, Drafter] = {DrafterName.FORCED: ForcedDrafts()}
     if config.num_speculative_tokens:
         found[DrafterName.LOOKUP] = Speculation(config)

@@ -107,10 +107,3 @@ def test_a_step_that_fails_leaves_no_half_written_state(engines, folder, rng, mo
     monkeypatch.setattr(ModelRunner, "_logits_to_sample", failing)
     assert engines.told(engines.run(engine, requests)) == expected
     assert left[0] < 0
-
-
-def test_nothing_is_guessed(engines, folder, rng):
-    engine = engines.make(folder, num_speculative_tokens=8)
-    prompt = text(rng, 4) * 8
-    engines.run(engine, [engines.request("1", prompt, max_tokens=20, ignore_eos=True)])
-    assert not any(engine.stats().drafts)

@@ -121,6 +121,25 @@ def test_scaled_rotary_embeddings(read, tiny_qwen2):
     assert read(folder, "qwen2", qwen2__rope__scale_linear=0.0).rope_scaling is None
 
 
+def test_a_factor_of_yarn_with_two_meanings_is_refused(read, tiny_qwen2):
+    folder, scaling = tiny_qwen2(), "qwen2.rope.scaling"
+    yarn = {f"{scaling}.type": "yarn", f"{scaling}.factor": 8.0}
+    usual = {f"{scaling}.yarn_attn_factor": 1.2079442}
+    assert read(folder, "qwen2", **yarn, **usual) == read(folder, "qwen2", **yarn)
+    for other in (1.0, 1.3):
+        with pytest.raises(UnsupportedArchitecture, match=r"yarn_attn_factor is 1.* safetensors"):
+            read(folder, "qwen2", **yarn, **{f"{scaling}.yarn_attn_factor": other})
+    plain = read(folder, "qwen2", **{f"{scaling}.yarn_attn_factor": 1.3})
+    assert plain.rope_scaling is None, "without YaRN nobody reads it"
+
+
+def test_tokens_that_must_not_be_drawn(read):
+    assert read(**{"tokenizer.ggml.suppress_tokens": [7, 5, 7]}).never_token_ids == (7, 5)
+    assert read().never_token_ids == ()
+    with pytest.raises(ModelLoadError, match="suppress_tokens is"):
+        read(**{"tokenizer.ggml.suppress_tokens": ["a"]})
+
+
 def test_where_yarn_begins_and_ends(read, tiny_qwen2):
     yarn = {
         "rope_type": "yarn",

@@ -331,6 +331,8 @@ def test_generation_defaults_and_the_tokens_that_end(tmp_path):
     )
     assert config.generation == {"temperature": 0.6, "top_k": 20.0}
     assert config.eos_token_ids == (5, 2)
+    assert config.never_token_ids == ()
+    assert read(tmp_path, {"suppress_tokens": [7, 5]}).never_token_ids == (7, 5)
     assert read(tmp_path, {}, eos_token_id=2).eos_token_ids == (2,)
     assert read(tmp_path, {}, eos_token_id=None).eos_token_ids == ()
 

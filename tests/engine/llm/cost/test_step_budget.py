@@ -117,3 +117,10 @@ def test_rows_of_drafts_that_take_longer_than_others_cost_more() -> None:
     after = budget.price(FOUR)
     assert after.surcharge > 1.5
     assert after.draft_row == pytest.approx(after.row * after.surcharge)
+
+
+def test_rows_that_run_again_are_charged_to_drafts() -> None:
+    budget = make(80.0)
+    again = StepWork(num_decodes=8, decode_context=800, num_again=4)
+    budget.observe(again, seconds(again))
+    assert budget.price(FOUR).surcharge > 1.0

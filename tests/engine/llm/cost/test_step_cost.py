@@ -53,6 +53,11 @@ def test_the_work_of_a_decision() -> None:
     work = StepWork.of(ScheduleDecision(scheduled=[drafted]))
     assert work == StepWork(num_decodes=3, decode_context=150, num_drafts=2)
     assert work.without_drafts == StepWork(num_decodes=1, decode_context=50)
+    again = ScheduledSequence(0, [1, 2, 3, 4], 50, [], 2, 0, is_apart=True)
+    work = StepWork.of(ScheduleDecision(scheduled=[again]))
+    assert work == StepWork(num_decodes=4, decode_context=200, num_drafts=1, num_again=2)
+    assert work.without_again == StepWork(num_decodes=2, decode_context=100, num_drafts=1)
+    assert work.without_drafts == StepWork(num_decodes=1, decode_context=50)
 
 
 @pytest.mark.parametrize("machine", MACHINES.values(), ids=MACHINES)

@@ -1,5 +1,6 @@
 """Allowed tokens and bad words: against transformers, taken back, drafted, with nothing left."""
 
+import json
 import random
 from typing import Any
 
@@ -163,3 +164,19 @@ def test_only_words_of_several_tokens_read_the_text() -> None:
     assert SamplingParams(bad_words=((1,), (1, 2))).reads_text
     assert BadWords.needs_host_tokens
     assert not ForbiddenTokens.needs_host_tokens
+
+
+def test_tokens_that_a_model_must_never_draw(engines, tiny_llama, rng):
+    """Not even if a request asks for them."""
+    folder = tiny_llama(seed=rng.randrange(1000), vocab_size=64)
+    never = rng.sample(range(64), 40)
+    stated = json.dumps({"suppress_tokens": [*never, 1 << 20]})
+    (folder / "generation_config.json").write_text(stated)
+    bias = dict.fromkeys(never[:20], 50.0)
+    requests = [
+        engines.request(str(i), [i], max_tokens=30, temperature=t, logit_bias=bias, ignore_eos=True)
+        for i, t in enumerate((0.0, 1.0, 5.0))
+    ]
+    done = engines.run(engines.make(folder), requests)
+    assert {t for text in done.values() for t in text.token_ids}.isdisjoint(never)
+    assert all(len(text.token_ids) == 30 for text in done.values())
