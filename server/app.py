@@ -136,6 +136,7 @@ def _create_state(settings: Settings, engine: EngineClient) -> AppState:
             max_conversation_bytes=settings.max_body_bytes,
         ),
         background_responses=BackgroundJobs(),
+        playground_presets=settings.read_playground_presets(),
     )
 
 

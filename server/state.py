@@ -1,7 +1,9 @@
 """The state of one running app, and a client's request to it. `create_app` builds the state and
 keeps it at `app.state.tandem`; there are no globals."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from fastapi import Request
 
@@ -43,6 +45,7 @@ class AppState:
     pictures: Pictures
     responses: ResponseStore
     background_responses: BackgroundJobs
+    playground_presets: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)

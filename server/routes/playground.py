@@ -7,6 +7,7 @@ from starlette.responses import RedirectResponse, Response
 
 from server.dependencies import StateDep
 from server.http.page_files import PageFiles
+from server.http.shape import encode
 
 FILES = PageFiles(
     "server.playground",
@@ -30,6 +31,12 @@ async def root(request: Request, state: StateDep) -> Response:
         answer.headers["Vary"] = "Accept, Accept-Encoding"
         return answer
     return RedirectResponse(request.scope.get("root_path", "").rstrip("/") + "/docs")
+
+
+@router.get("/v1/playground/presets")
+async def list_presets(state: StateDep) -> Response:
+    """The operator's presets. Unlike the page's files, they ask for a key."""
+    return Response(encode(state.playground_presets), media_type="application/json")
 
 
 @router.get("/playground/{name:path}")

@@ -12,6 +12,7 @@ from playwright.async_api import Locator, Page, expect
 from engine.contract.status import Phase
 from tests.helpers.server.browser import Visit
 from tests.helpers.server.fake_failure import Failure
+from tests.helpers.server.fake_server import answer_of
 from tests.helpers.server.picture_server import noise, picture_server
 from tests.helpers.server.text_server import MODEL, TextServer, text_info, write_tokenizer
 
@@ -29,6 +30,11 @@ async def ask(page: Page, text: str) -> None:
 async def answered(page: Page) -> None:
     await expect(page.get_by_label("Stop", exact=True)).to_have_count(0)
     await expect(page.get_by_label("Copy the answer").last).to_be_visible()
+
+
+async def new_chat(page: Page) -> None:
+    await page.get_by_role("link", name="New chat").click()
+    await expect(page.get_by_text("What would you like to know?")).to_be_visible()
 
 
 def answers(page: Page) -> Locator:
@@ -100,7 +106,7 @@ async def test_a_reload_keeps_the_history_which_can_be_searched_renamed_and_dele
     server.say("about badgers")
     await ask(page, "First topic")
     await answered(page)
-    await page.get_by_role("link", name="New chat").click()
+    await new_chat(page)
     server.say("about foxes")
     await ask(page, "Second topic")
     await answered(page)
@@ -195,7 +201,7 @@ async def test_an_error_is_shown_in_the_servers_words(
     await ask(page, "long " * 300)
     await expect(page.get_by_role("alert")).to_contain_text("maximum context length")
     server.engine.failure = Failure(after=2)
-    await page.get_by_role("link", name="New chat").click()
+    await new_chat(page)
     await ask(page, "Hello")
     await expect(page.get_by_role("alert")).to_contain_text("raise kv_cache_memory_gib")
     server.engine.failure = None
@@ -383,3 +389,58 @@ async def test_two_tabs_share_the_history(server: TextServer, start_visit: Any) 
     await answered(page)
     await other.locator(".entry > a").click()
     await expect(answers(other)).to_have_text("from the first tab")
+
+
+async def test_the_operators_presets_are_offered_and_their_defaults_begin_chats(
+    tokenizer_folder: Path, tmp_path: Path, start_visit: Any
+) -> None:
+    file = tmp_path / "presets.yaml"
+    file.write_text(
+        f"""House: {{default: true, models: ["{MODEL}"], system: Be brief., sampling: {{top_k: 7}}}}
+Cities: {{schema: {{type: object}}}}
+Elsewhere: {{models: [other], default: true, system: Be long.}}
+"""
+    )
+    text = text_info(tokenizer_folder)
+    server = TextServer(tokenizer_folder, text, playground_presets=file)
+    server.say("short")
+    visit = await start_visit(server)
+    page: Page = visit.page
+    await page.get_by_label("Settings", exact=True).click()
+    system = page.get_by_label("System prompt")
+    await expect(system).to_have_value("Be brief.")
+    await ask(page, "Hello")
+    await answered(page)
+    assert "Be brief." in server.last_prompt
+    assert server.last_request.sampling.top_k == 7
+    await system.fill("Be somebody else.")
+    await page.get_by_role("button", name="Reset", exact=True).click()
+    await expect(system).to_have_value("Be brief.")
+    await page.get_by_label("Presets").click()
+    await expect(page.get_by_role("menuitem", name="Elsewhere")).to_have_count(0)
+    await page.get_by_role("menuitem", name="Cities", exact=True).click()
+    schema = page.get_by_label("JSON schema of the answer")
+    await expect(schema).to_have_value(re.compile('"type": "object"'))
+    await page.get_by_label("Presets").click()
+    async with page.expect_download() as waiting:
+        await page.get_by_role("menuitem", name="Export the presets").click()
+    exported = tmp_path / "exported.json"
+    await (await waiting.value).save_as(exported)
+    assert set(json.loads(exported.read_text())) == {"House", "Cities"}
+    # What a page exports, an operator can give to a server, and a reader can import.
+    other = TextServer(tokenizer_folder, text, playground_presets=exported)
+    assert set(answer_of(await other.client.get("/v1/playground/presets"))) == {"House", "Cities"}
+    plain = (await start_visit(TextServer(tokenizer_folder, text))).page
+    await plain.get_by_label("Settings", exact=True).click()
+    await plain.locator(".panel input[type=file]").set_input_files(exported)
+    await plain.get_by_label("Presets").click()
+    await plain.get_by_role("menuitem", name="House", exact=True).click()
+    await expect(plain.get_by_label("System prompt")).to_have_value("Be brief.")
+    wrong = {"name": "a.json", "mimeType": "application/json", "buffer": b'{"A": {"sytem": "x"}}'}
+    await plain.locator(".panel input[type=file]").set_input_files([wrong])
+    await expect(plain.get_by_role("dialog")).to_contain_text("unknown field: sytem")
+
+
+async def test_presets_ask_for_the_key(tokenizer_folder: Path) -> None:
+    server = TextServer(tokenizer_folder, api_keys=("zebra-key",))
+    assert (await server.client.get("/v1/playground/presets")).status_code == 401
