@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import Request
 
 from engine.worker.client import EngineClient
+from server.chat_history import ChatHistory
 from server.first_use import FirstUse
 from server.http.admission import Admission
 from server.http.lifecycle import Lifecycle
@@ -46,6 +47,7 @@ class AppState:
     responses: ResponseStore
     background_responses: BackgroundJobs
     playground_presets: Mapping[str, Any]
+    chat_history: ChatHistory
 
 
 @dataclass(frozen=True, slots=True)

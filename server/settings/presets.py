@@ -41,7 +41,7 @@ class Preset(_Strict):
     models: tuple[str, ...] = ()
     default: bool = False
     system: str = ""
-    sampling: PresetSampling = PresetSampling()
+    sampling: PresetSampling | None = None
     answer_schema: Annotated[JsonObject, Field(alias="schema")] = ""
     tools: list[dict[str, Any]] | str = ""
     effort: Literal["", "none", "low", "medium", "high"] = ""
@@ -69,9 +69,9 @@ def read_presets(path: Path) -> dict[str, dict[str, Any]]:
     try:
         presets = _Presets.validate_python(data)
     except ValidationError as problem:
-        error = problem.errors()[0]
-        place = ".".join(str(part) for part in error["loc"])
-        raise ValueError(f"in the file, {place}: {error['msg']}") from None
+        first = problem.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise ValueError(f"in the file, {place}: {first['msg']}") from None
     return {
         name: one.model_dump(mode="json", by_alias=True, exclude_unset=True)
         for name, one in presets.items()

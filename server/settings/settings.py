@@ -465,6 +465,11 @@ class Settings(BaseSettings):
         description="YAML or JSON file with settings for chats by their names, which that page "
         "offers; those with default: true are what new chats begin with.",
     )
+    playground_history_dir: Path | None = Field(
+        None,
+        description="Folder in which that page also keeps its conversations, apart for each API "
+        "key; by default they are in the browser only.",
+    )
     log_prompts: bool = Field(
         False, description="Show prompts and answers in the debug lines of requests."
     )

@@ -1,30 +1,17 @@
 // Presets: settings with names. Some are the operator's, which the server has; the browser keeps the
 // reader's own.
-import { call } from "../lib/api.js";
+import { operator } from "../lib/operator.js";
 import { usePreference } from "../lib/preferences.js";
-import { Signal, useSignal } from "../lib/signal.js";
+import { useSignal } from "../lib/signal.js";
 import { NO_SETTINGS, read } from "./request.js";
-
-/** The operator's presets by their names; null until they are read. */
-const given = new Signal(null);
-
-async function readGiven() {
-  try {
-    given.value = await call("v1/playground/presets");
-  } catch {
-    given.value = {}; // chats work without them
-  }
-}
-
-readGiven();
 
 /** `{ presets, isRead, own, setOwn, initial }` for a model: all presets that fit it, whether the
  * operator's are among them, the reader's own, and the settings that new chats begin with. */
 export function usePresets(model) {
-  const ofOperator = useSignal(given);
+  const ofOperator = useSignal(operator);
   const [own, setOwn] = usePreference("chat.presets", {});
   const fits = ([, { models }]) => !models?.length || models.includes(model);
-  const fitting = Object.entries(ofOperator ?? {}).filter(fits);
+  const fitting = Object.entries(ofOperator?.presets ?? {}).filter(fits);
   const initial = settingsOf(fitting.find(([, preset]) => preset.default)?.[1] ?? {});
   const presets = { ...Object.fromEntries(fitting), ...own };
   return { presets, isRead: ofOperator !== null, own, setOwn, initial };

@@ -10,6 +10,7 @@ import { begin, change, conversation, shownPath, storageProblem } from "./conver
 import { Composer } from "./composer.js";
 import { Panel } from "./panel.js";
 import { usePresets } from "./presets.js";
+import { remoteProblem } from "./remote.js";
 import { NO_SETTINGS } from "./request.js";
 import { runs } from "./run.js";
 import { Thread } from "./thread.js";
@@ -109,7 +110,10 @@ function Missing() {
 }
 
 function StorageProblem() {
-  const problem = useSignal(storageProblem);
-  if (!problem) return null;
-  return html`<${ErrorNote} error=${{ message: `This browser does not keep conversations: ${problem.message}. Export what you want to keep.` }} />`;
+  const local = useSignal(storageProblem);
+  const remote = useSignal(remoteProblem);
+  const message = local
+    ? `This browser does not keep conversations: ${local.message}. Export what you want to keep.`
+    : remote && `The server's copies of conversations cannot be reached, this browser keeps its own: ${remote.message}`;
+  return message && html`<${ErrorNote} error=${{ message }} />`;
 }

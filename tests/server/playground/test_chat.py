@@ -12,7 +12,7 @@ from playwright.async_api import Locator, Page, expect
 from engine.contract.status import Phase
 from tests.helpers.server.browser import Visit
 from tests.helpers.server.fake_failure import Failure
-from tests.helpers.server.fake_server import answer_of
+from tests.helpers.server.fake_server import answer_of, until
 from tests.helpers.server.picture_server import noise, picture_server
 from tests.helpers.server.text_server import MODEL, TextServer, text_info, write_tokenizer
 
@@ -429,7 +429,8 @@ Elsewhere: {{models: [other], default: true, system: Be long.}}
     assert set(json.loads(exported.read_text())) == {"House", "Cities"}
     # What a page exports, an operator can give to a server, and a reader can import.
     other = TextServer(tokenizer_folder, text, playground_presets=exported)
-    assert set(answer_of(await other.client.get("/v1/playground/presets"))) == {"House", "Cities"}
+    told = answer_of(await other.client.get("/v1/playground"))
+    assert set(told["presets"]) == {"House", "Cities"}
     plain = (await start_visit(TextServer(tokenizer_folder, text))).page
     await plain.get_by_label("Settings", exact=True).click()
     await plain.locator(".panel input[type=file]").set_input_files(exported)
@@ -443,4 +444,36 @@ Elsewhere: {{models: [other], default: true, system: Be long.}}
 
 async def test_presets_ask_for_the_key(tokenizer_folder: Path) -> None:
     server = TextServer(tokenizer_folder, api_keys=("zebra-key",))
-    assert (await server.client.get("/v1/playground/presets")).status_code == 401
+    assert (await server.client.get("/v1/playground")).status_code == 401
+
+
+async def test_the_server_keeps_conversations_for_other_browsers(
+    tokenizer_folder: Path, tmp_path: Path, start_visit: Any
+) -> None:
+    text = text_info(tokenizer_folder)
+    server = TextServer(tokenizer_folder, text, playground_history_dir=tmp_path / "history")
+    server.say("about badgers")
+    page = (await start_visit(server)).page
+    await ask(page, "First topic")
+    await answered(page)
+    await until(lambda: len(list(tmp_path.rglob("*.json"))) == 1)
+    other = (await start_visit(server)).page
+    await expect(other.get_by_text("kept on the server, too")).to_be_visible()
+    await other.locator(".entry > a").click()
+    await expect(answers(other)).to_have_text("about badgers")
+    server.say("about foxes")
+    await ask(other, "Go on")
+    await answered(other)
+    changed = (tmp_path / "history").rglob("*.json")
+    [file] = changed
+    await until(lambda: "foxes" in file.read_text())
+    await page.evaluate("dispatchEvent(new Event('focus'))")
+    await expect(answers(page)).to_have_text(["about badgers", "about foxes"])
+    await other.get_by_label("Actions for First topic").focus()
+    await other.keyboard.press("Enter")
+    await other.get_by_role("menuitem", name="Delete").click()
+    await other.get_by_role("button", name="Delete", exact=True).click()
+    await expect(other.locator(".entry")).to_have_count(0)
+    await until(lambda: not file.exists())
+    await page.reload()
+    await expect(page.locator(".entry")).to_have_count(0)
