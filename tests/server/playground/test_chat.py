@@ -231,6 +231,7 @@ async def test_another_token_is_picked_and_the_text_goes_on_from_it(
     await page.get_by_label("Show probabilities").check()
     await ask(page, "Go")
     await answered(page)
+    await expect(page.locator(".stats")).to_contain_text("mean probability 61 %")
     tokens = page.locator(".token")
     num_tokens = len(server.encode("the quick brown fox"))
     await expect(tokens).to_have_count(num_tokens + 1)
