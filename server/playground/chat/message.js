@@ -1,6 +1,6 @@
 // One message: of the user, of the model, or the result of a tool.
 import { html, useEffect, useState } from "../lib/dom.js";
-import { percent, rate, seconds } from "../lib/format.js";
+import { rate, seconds } from "../lib/format.js";
 import { CopyButton, copyText, ErrorNote, IconButton, Menu } from "../lib/ui.js";
 import { edit, giveResult, goOn, regenerate, requestOf } from "./actions.js";
 import { choose } from "./conversations.js";
@@ -91,9 +91,6 @@ const MAY_GO_ON = {
   lost: "interrupted",
 };
 
-const SURENESS = `How likely the model found its own words, on average, and in how many places it took a token with a probability below 20 %.
-This says how natural the text is to the model, not whether it is true.`;
-
 function useFrames(run) {
   const [, setFrame] = useState(0);
   useEffect(() => {
@@ -159,12 +156,7 @@ function Stats({ stats, finish }) {
     stats?.numTokens && `${stats.numTokens} tokens`,
     stats?.numPromptTokens && `prompt ${stats.numPromptTokens}, ${stats.numCachedTokens ?? 0} cached`,
   ];
-  return html`<span class="stats">${parts.filter(Boolean).join(" · ")}${stats?.meanProbability && html`<${Sureness} ...${stats} />`}</span>`;
-}
-
-function Sureness({ meanProbability, numDoubts }) {
-  const doubts = numDoubts ? `, ${numDoubts} doubtful ${numDoubts === 1 ? "place" : "places"}` : "";
-  return html` · <span title=${SURENESS}>mean probability ${percent(meanProbability)}${doubts}</span>`;
+  return html`<span class="stats">${parts.filter(Boolean).join(" · ")}</span>`;
 }
 
 function Editor({ text, action, onSave, onCancel }) {

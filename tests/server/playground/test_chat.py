@@ -1,5 +1,6 @@
 """The chat of the playground, as a reader sees it."""
 
+import asyncio
 import json
 import random
 import re
@@ -222,6 +223,26 @@ async def test_a_question_waits_for_a_model_that_is_being_loaded(
     await expect(answers(page)).to_have_text("ready now")
 
 
+async def test_what_is_sent_before_the_page_knows_a_model_is_asked_once_it_does(
+    server: TextServer, start_visit: Any
+) -> None:
+    server.say("here I am")
+    visit: Visit = await start_visit(server)
+    page = visit.page
+    may_answer = asyncio.Event()
+
+    async def answer_late(route: Any) -> None:
+        await may_answer.wait()
+        await route.continue_()
+
+    await page.route("**/v1/models", answer_late)
+    await page.goto(f"{visit.url}/?again#/chat")
+    await ask(page, "Anybody?")
+    await expect(page.get_by_text("as soon as there is a model")).to_be_visible()
+    may_answer.set()
+    await expect(answers(page)).to_have_text("here I am")
+
+
 async def test_another_token_is_picked_and_the_text_goes_on_from_it(
     server: TextServer, start_visit: Any
 ) -> None:
@@ -231,7 +252,7 @@ async def test_another_token_is_picked_and_the_text_goes_on_from_it(
     await page.get_by_label("Show probabilities").check()
     await ask(page, "Go")
     await answered(page)
-    await expect(page.locator(".stats")).to_contain_text("mean probability 61 %")
+    await expect(page.locator(".tokens")).to_contain_text("mean probability 61 %")
     tokens = page.locator(".token")
     num_tokens = len(server.encode("the quick brown fox"))
     await expect(tokens).to_have_count(num_tokens + 1)
