@@ -35,7 +35,7 @@ export function Sidebar({ rest: shownId }) {
         <ul>${entries.map((entry) => html`<${Entry} key=${entry.id} entry=${entry} isShown=${entry.id === shownId} />`)}</ul>
       </section>`)}
       ${query && found?.size === 0 && html`<p class="hint">Nothing found.</p>`}
-      ${isOnServer && html`<p class="hint">Conversations are kept on the server, too.</p>`}
+      ${isOnServer && html`<p class="hint">Kept on the server, too.</p>`}
     </div>
   </div>`;
 }

@@ -480,7 +480,7 @@ async def test_the_server_keeps_conversations_for_other_browsers(
     await answered(page)
     await until(lambda: len(list(tmp_path.rglob("*.json"))) == 1)
     other = (await start_visit(server)).page
-    await expect(other.get_by_text("kept on the server, too")).to_be_visible()
+    await expect(other.get_by_text("Kept on the server, too")).to_be_visible()
     await other.locator(".entry > a").click()
     await expect(answers(other)).to_have_text("about badgers")
     server.say("about foxes")
