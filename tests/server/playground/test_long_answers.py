@@ -63,15 +63,16 @@ def work_of_tasks(events: list[dict[str, Any]]) -> list[int]:
         by_thread.setdefault((event["pid"], event["tid"]), []).append(event)
     work = []
     for ones in by_thread.values():
+        work.append(0)  # the task in which the record began
         end = 0.0
         for event in ones:
             if event["name"].endswith("RunTask") and event["ts"] >= end:
                 end = event["ts"] + event.get("dur", 0)
                 work.append(0)
             elif event["name"] == "Layout":
-                work[-1] += event["args"]["beginData"]["dirtyObjects"]
+                work[-1] += event["args"].get("beginData", {}).get("dirtyObjects", 0)
             elif event["name"] == "UpdateLayoutTree":
-                work[-1] += event["args"]["elementCount"]
+                work[-1] += event["args"].get("elementCount", 0)
     assert sum(work) > 0
     return work
 
