@@ -21,7 +21,7 @@ MOST_HEAP_BYTES = 24_000_000
 WORDS = ("the", "quick", "brown", "`fox`", "**jumps**", "over", "$x^2$", "lazy", "dog.")
 END = "the very end"
 IS_SHOWN = f"""document.querySelector(".message-foot .stats") !== null &&
-    [...document.querySelectorAll(".block")].at(-1).textContent.trim() === "{END}\""""
+    [...document.querySelectorAll(".block")].at(-1)?.textContent.trim() === "{END}\""""
 
 
 async def test_100_000_tokens_cost_no_more_each_than_a_few(
