@@ -7,6 +7,7 @@
     │  ├─ UnknownModel              no such model is served
     │  ├─ UnknownAdapter            no such LoRA adapter is loaded
     │  ├─ UnknownResponse           no such response is kept
+    │  ├─ UnknownConversation       no such conversation of the playground is kept
     │  ├─ ModelConflict             the model's state does not allow this load or unload
     │  ├─ NotAllowed                the operator does not allow it
     │  └─ UnsupportedFeature        a known field that this server does not support
@@ -99,6 +100,10 @@ class UnknownAdapter(RequestError):
 
 class UnknownResponse(RequestError):
     code = "response_not_found"
+
+
+class UnknownConversation(RequestError):
+    code = "conversation_not_found"
 
 
 class ModelConflict(RequestError):

@@ -16,6 +16,7 @@ from engine.version import __version__
 from engine.worker.client import EngineClient
 from server import middleware, openapi
 from server.catalog import config_of
+from server.chat_history import ChatHistory
 from server.dialects.table import DIALECTS
 from server.first_use import FirstUse
 from server.http import errors
@@ -136,6 +137,8 @@ def _create_state(settings: Settings, engine: EngineClient) -> AppState:
             max_conversation_bytes=settings.max_body_bytes,
         ),
         background_responses=BackgroundJobs(),
+        playground_presets=settings.read_playground_presets(),
+        chat_history=ChatHistory(settings.playground_history_dir),
     )
 
 

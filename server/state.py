@@ -1,11 +1,14 @@
 """The state of one running app, and a client's request to it. `create_app` builds the state and
 keeps it at `app.state.tandem`; there are no globals."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from fastapi import Request
 
 from engine.worker.client import EngineClient
+from server.chat_history import ChatHistory
 from server.first_use import FirstUse
 from server.http.admission import Admission
 from server.http.lifecycle import Lifecycle
@@ -43,6 +46,8 @@ class AppState:
     pictures: Pictures
     responses: ResponseStore
     background_responses: BackgroundJobs
+    playground_presets: Mapping[str, Any]
+    chat_history: ChatHistory
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,6 +63,7 @@ STATUS_TABLE: Mapping[type[errors.EngineError], StatusRow] = {
     errors.UnknownModel: _UNKNOWN,
     errors.UnknownAdapter: _UNKNOWN,
     errors.UnknownResponse: _UNKNOWN,
+    errors.UnknownConversation: _UNKNOWN,
     errors.ModelConflict: _CONFLICT,
     errors.NotAllowed: StatusRow(403, INVALID_REQUEST),
     errors.UnsupportedFeature: _CALLER,

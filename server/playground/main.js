@@ -104,4 +104,5 @@ function skip(event) {
 }
 
 refreshModels();
+document.getElementById("app").replaceChildren(); // what was shown until now
 render(html`<${App} />`, document.getElementById("app"));

@@ -39,6 +39,7 @@ from engine.contract.model_spec import DEFAULT_MODELS, ModelSpec
 from engine.contract.settings import EngineConfig
 from engine.contract.worker_settings import CpuIsa
 from engine.errors import InvalidParameter
+from server.settings.presets import read_presets
 from server.settings.problem import (
     ENV_PREFIX,
     Origins,
@@ -459,6 +460,16 @@ class Settings(BaseSettings):
         description="Show browsers that open / a page for chats, images and models; without it "
         "they get /docs.",
     )
+    playground_presets: ExistingFile | None = Field(
+        None,
+        description="YAML or JSON file with settings for chats by their names, which that page "
+        "offers; those with default: true are what new chats begin with.",
+    )
+    playground_history_dir: Path | None = Field(
+        None,
+        description="Folder in which that page also keeps its conversations, apart for each API "
+        "key; by default they are in the browser only.",
+    )
     log_prompts: bool = Field(
         False, description="Show prompts and answers in the debug lines of requests."
     )
@@ -511,6 +522,13 @@ class Settings(BaseSettings):
         # An empty file must not open the server to everybody.
         if path is not None and not _read_keys(path):
             raise ValueError("the file contains no key; write one per line")
+        return path
+
+    @field_validator("playground_presets")
+    @classmethod
+    def _check_presets(cls, path: Path | None) -> Path | None:
+        if path is not None:
+            read_presets(path)
         return path
 
     @model_validator(mode="after")
@@ -598,6 +616,10 @@ class Settings(BaseSettings):
         """CUDA's names of the GPUs that the server may use; None means all."""
         names = os.environ.get(VARIABLE)
         return None if names is None else tuple(n.strip() for n in names.split(",") if n.strip())
+
+    def read_playground_presets(self) -> dict[str, dict[str, Any]]:
+        """The operator's presets for chats, by their names."""
+        return read_presets(self.playground_presets) if self.playground_presets else {}
 
     def read_api_keys(self) -> tuple[str, ...]:
         """All API keys: the given ones and those in the file."""

@@ -19,12 +19,13 @@ def model_cache(smollm2_checkpoint) -> None:
 
 @pytest.fixture
 def start_server(tmp_path, model_cache):
-    """`start_server(*args)` starts a server that ends with the test."""
+    """`start_server(*args)` starts a server that ends with the test; on a free port, unless given
+    one."""
     logs = (tmp_path / f"server-{number}.log" for number in itertools.count())
     with contextlib.ExitStack() as stack:
 
-        def start(*args: str, wait: bool = True) -> Server:
-            server = Server(next(logs), *args)
+        def start(*args: str, wait: bool = True, port: int | None = None) -> Server:
+            server = Server(next(logs), *args, port=port)
             stack.callback(server.stop)
             if wait:
                 server.wait_for("/ready")

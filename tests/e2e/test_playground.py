@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import re
 
 import numpy as np
 import pytest
@@ -79,6 +80,41 @@ async def test_a_painted_mask_keeps_all_other_pixels_and_a_file_draws_itself_aga
         await page.get_by_role("button", name="Draw", exact=True).click()
         await expect(kept).to_have_count(3, timeout=3 * TIMEOUT_MS)
         assert await _downloaded(page) == drawn
+
+
+async def test_an_answer_from_a_cold_start_and_a_restart_in_the_middle_of_one(
+    start_server, browser
+):
+    models = ("--model", "smollm2-135m-instruct")
+    server = start_server(*models, wait=False)
+    await asyncio.to_thread(server.wait_for, "/health")
+    async with visit(browser, server.url) as one:
+        await one.open("chat")
+        page = one.page
+        message = page.get_by_label("Message", exact=True)
+        text = page.locator(".of-model .markdown")
+        await expect(page.get_by_label("Model", exact=True)).to_have_value(models[1])
+        await page.get_by_label("Settings", exact=True).click()
+        await page.get_by_label("Most tokens").fill("4")
+        await message.fill("Is it cold?")
+        await message.press("Enter")
+        await expect(page.locator(".stats")).to_contain_text("first after", timeout=6 * TIMEOUT_MS)
+        await page.get_by_label("Most tokens").fill("")
+        await page.get_by_label("Other fields").fill('{"ignore_eos": true}')
+        await message.fill("Tell me a long story.")
+        await message.press("Enter")
+        await expect(text.nth(1)).to_have_text(re.compile(r"\w+ \w+ \w+"))
+        server.process.kill()
+        await expect(page.get_by_role("alert")).to_contain_text("connection to the server was lost")
+        kept = (await text.nth(1).inner_text())[:20]
+        await page.get_by_label("Other fields").fill("")
+        await page.get_by_label("Most tokens").fill("4")
+        again = start_server(*models, wait=False, port=server.port)
+        await asyncio.to_thread(again.wait_for, "/health")
+        await page.get_by_role("button", name="Go on").click()
+        await expect(page.locator(".versions")).to_have_text("2 / 2", timeout=6 * TIMEOUT_MS)
+        await expect(page.get_by_role("alert")).to_have_count(0)
+        assert (await text.nth(1).inner_text()).startswith(kept)
 
 
 async def _downloaded(page):

@@ -36,8 +36,8 @@ def free_port() -> int:
 class Server:
     """One `tandem serve` process."""
 
-    def __init__(self, log: Path, *args: str) -> None:
-        self.port = free_port()
+    def __init__(self, log: Path, *args: str, port: int | None = None) -> None:
+        self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log_path = log
         self._stalls_path = log.with_suffix(".stalls")

@@ -1,7 +1,7 @@
 // Splits a growing text in Markdown into pieces that can be rendered one by one, so that a long
 // answer costs no more per token than a short one.
 
-const MOST_CHARACTERS = 6000;
+const MOST_CHARACTERS = 3000;
 const MOST_CODE_LINES = 100;
 const FENCE = /^\s*(?:(?:[-*+]|\d+[.)])\s+)?(`{3,}|~{3,})\s*([^`]*)$/;
 const LIST_ITEM = /^(?:[-*+]|\d{1,9}[.)])\s/;

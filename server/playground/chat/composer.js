@@ -9,6 +9,7 @@ export function Composer({ id, isReady, takesPictures, running, onSend, active }
   const [text, setText] = useState(drafts.get(id) ?? "");
   const [images, setImages] = useState([]);
   const [problem, setProblem] = useState("");
+  const [isWaiting, setWaiting] = useState(false); // was asked to send before there was a model
   const area = useRef(null);
   const picker = useRef(null);
   useEffect(() => {
@@ -25,12 +26,17 @@ export function Composer({ id, isReady, takesPictures, running, onSend, active }
   const stop = () => running.forEach((run) => run.stop());
   const send = () => {
     const { value } = area.current; // newer than `text`, if the keys came fast
-    if (!isReady || isRunning || !isSomething(value)) return;
+    if (isRunning || !isSomething(value)) return;
+    setWaiting(!isReady);
+    if (!isReady) return;
     drafts.delete(id);
     setText("");
     setImages([]);
     onSend(value, images);
   };
+  useEffect(() => {
+    if (isReady && isWaiting) send();
+  }, [isReady, isWaiting]);
   const keys = (event) => {
     if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
       event.preventDefault();
@@ -54,6 +60,7 @@ export function Composer({ id, isReady, takesPictures, running, onSend, active }
   };
   return html`<div class="composer" onPaste=${take} onDrop=${take} onDragOver=${(event) => takesPictures && event.preventDefault()}>
     ${problem && html`<p class="hint" role="alert">${problem}</p>`}
+    ${isWaiting && html`<p class="hint" role="status">It is sent as soon as there is a model.</p>`}
     ${images.length > 0 && html`<ul class="attached">
       ${images.map((url, i) => html`<li><img src=${url} alt=${`Picture ${i + 1}`} />
         <${IconButton} icon="close" size=${13} label=${`Remove picture ${i + 1}`} onClick=${() => setImages(images.filter((_, j) => j !== i))} /></li>`)}

@@ -1,10 +1,11 @@
-// Conversations: trees of messages, which the browser keeps.
+// Conversations: trees of messages, which the browser keeps, and the server where its operator wants.
 //
 // A conversation is `{ id, title, created, updated, model, settings, messages, chosen }`. A message
 // is `{ id, parent, role, content, … }`; `parent` is null for a first one. Messages with one parent
 // are versions of one turn, and `chosen` has the shown one by its parent's id ("" for none).
 import { Signal } from "../lib/signal.js";
 import { openStore } from "../lib/storage.js";
+import { deleteRemote, readRemote, remoteProblem, remoteSummaries, writeRemote } from "./remote.js";
 
 const SAVE_AFTER_MS = 400;
 
@@ -13,6 +14,8 @@ const brief = openStore("summaries");
 const channel = new BroadcastChannel("tandem.conversations");
 const signals = new Map();
 const saving = new Map();
+/** The summaries of the server's conversations by id; null if it keeps none. */
+let remote = null;
 
 /** `{ id, title, updated }` of all conversations, newest first; null until they are read. */
 export const summaries = new Signal(null);
@@ -25,6 +28,8 @@ channel.onmessage = async ({ data: id }) => {
 };
 
 readSummaries();
+readRemoteSummaries();
+addEventListener("focus", readRemoteSummaries);
 
 export const newId = () => crypto.getRandomValues(new Uint32Array(3)).reduce((id, part) => id + part.toString(36), "");
 
@@ -32,7 +37,7 @@ export const newId = () => crypto.getRandomValues(new Uint32Array(3)).reduce((id
 export function conversation(id) {
   if (!signals.has(id)) {
     signals.set(id, new Signal(undefined));
-    whole.get(id).then(
+    newest(id).then(
       (found) => (signals.get(id).value ??= found ?? null),
       (error) => {
         storageProblem.value = error;
@@ -109,7 +114,8 @@ export async function remove(id) {
   clearTimeout(saving.get(id));
   saving.delete(id);
   if (signals.has(id)) signals.get(id).value = null;
-  await Promise.all([whole.del(id), brief.del(id)]);
+  remote?.delete(id);
+  await Promise.all([whole.del(id), brief.del(id), deleteRemote(id).catch((problem) => (remoteProblem.value = problem))]);
   tell(id);
 }
 
@@ -122,9 +128,11 @@ export async function rename(id, title) {
 /** The conversations whose title or text contains all words of a query. */
 export async function search(query) {
   const words = query.toLowerCase().split(/\s+/).filter(Boolean);
-  const found = await whole.values();
+  const here = await whole.values();
+  const known = new Set(here.map(({ id }) => id));
+  const titles = [...(remote?.values() ?? [])].filter(({ id }) => !known.has(id)).map((one) => ({ ...one, messages: [] }));
   return new Set(
-    found
+    [...here, ...titles]
       .filter(({ title, messages }) => {
         const text = [title, ...messages.map(({ content }) => content)].join("\n").toLowerCase();
         return words.every((word) => text.includes(word));
@@ -135,7 +143,7 @@ export async function search(query) {
 
 /** All conversations, or one, as the JSON of a file. */
 export async function exported(id) {
-  const found = id === undefined ? await whole.values() : [signals.get(id)?.value ?? (await whole.get(id))];
+  const found = id === undefined ? await whole.values() : [signals.get(id)?.value ?? (await newest(id))];
   return JSON.stringify({ format: "tandem-conversations", version: 1, conversations: found }, null, 1);
 }
 
@@ -157,6 +165,7 @@ async function save(id) {
   try {
     await keep(one);
     storageProblem.value = null;
+    writeRemote(id, () => signals.get(id).value);
   } catch (error) {
     storageProblem.value = error;
   }
@@ -168,6 +177,34 @@ async function keep(one) {
   await brief.set(one.id, { id: one.id, title: one.title, updated: one.updated });
 }
 
+/** The latest state of a conversation: the browser's, or the server's if another browser went on. */
+async function newest(id) {
+  const mine = await whole.get(id);
+  if (remote === null) await readRemoteSummaries();
+  if (!(remote?.get(id)?.updated > (mine?.updated ?? 0))) return mine;
+  const found = await readRemote(id).catch(() => undefined);
+  if (found) await keep(found);
+  return found ?? mine;
+}
+
+/** Takes over what other browsers have done, and sends what a closed tab could not. */
+async function readRemoteSummaries() {
+  try {
+    const found = await remoteSummaries();
+    if (found === null) return;
+    remote = new Map(found.data.map((one) => [one.id, one]));
+    await Promise.all(found.deleted.filter((id) => !saving.has(id)).flatMap((id) => [whole.del(id), brief.del(id)]));
+    for (const { id, updated } of await brief.values()) {
+      const there = remote.get(id)?.updated;
+      if (there < updated) writeRemote(id, () => signals.get(id)?.value ?? whole.get(id));
+      if (there > updated && signals.get(id)?.value) signals.get(id).value = await newest(id);
+    }
+    readSummaries();
+  } catch (problem) {
+    remoteProblem.value = problem;
+  }
+}
+
 function tell(id) {
   channel.postMessage(id);
   readSummaries();
@@ -175,7 +212,10 @@ function tell(id) {
 
 async function readSummaries() {
   try {
-    summaries.value = (await brief.values()).sort((a, b) => b.updated - a.updated);
+    const mine = await brief.values();
+    const known = new Set(mine.map(({ id }) => id));
+    const others = [...(remote?.values() ?? [])].filter(({ id }) => !known.has(id));
+    summaries.value = [...mine, ...others].sort((a, b) => b.updated - a.updated);
   } catch (error) {
     summaries.value = [];
     storageProblem.value = error;

@@ -1,13 +1,13 @@
-// A text that grows in the page while it is written: a few milliseconds of work per frame, however
-// long the text is and however fast it comes.
+// A text that grows in the page while it is written: the same work per frame, however long the text
+// is and however fast it comes.
 import { html, useEffect, useRef } from "../lib/dom.js";
 import { copyText } from "../lib/ui.js";
 import { BlockSplitter } from "./blocks.js";
 import { elementsOf, highlight } from "./safe.js";
 
-const MOST_MS_PER_FRAME = 8;
-/** However slow frames are, each takes on this many pieces, so that a busy machine keeps up. */
-const LEAST_PER_FRAME = 3;
+const MOST_CHARACTERS_PER_FRAME = 4000;
+/** What a piece costs, however short it is, as a number of characters. */
+const LEAST_COST = 200;
 const FRAME_MS = 40;
 const PIECES_PER_CHAPTER = 24;
 /** The piece that grows is rendered again at most this share of the time. */
@@ -56,12 +56,9 @@ export class GrowingText {
     this.#frame = 0;
     const start = performance.now();
     this.#pieces.push(...this.#splitter.take());
-    let num = 0;
-    while (num < this.#pieces.length && (num < LEAST_PER_FRAME || performance.now() - start < MOST_MS_PER_FRAME)) {
-      this.#finish(this.#pieces[num++]);
-    }
-    this.#pieces.splice(0, num);
-    let hasChanged = num > 0;
+    const now = this.#pieces.splice(0, numWithin(this.#pieces));
+    for (const piece of now) this.#finish(piece);
+    let hasChanged = now.length > 0;
     const isBehind = this.#pieces.length > 0;
     if (!isBehind && this.#isStale && (this.#isEnded || start >= this.#nextRender)) {
       this.#renderOpen();
@@ -131,6 +128,13 @@ export class GrowingText {
     this.#code.append(this.#open);
     return this.#open;
   }
+}
+
+/** How many of the first pieces a frame takes on: at least one. */
+function numWithin(pieces) {
+  let cost = 0;
+  const num = pieces.findIndex(({ text }, i) => (cost += Math.max(LEAST_COST, text.length)) > MOST_CHARACTERS_PER_FRAME && i > 0);
+  return num < 0 ? pieces.length : num;
 }
 
 function codeFrame(language) {

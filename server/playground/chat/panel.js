@@ -1,9 +1,9 @@
 // The settings of a conversation: system prompt, samplers, the form of the answer, presets.
 import { html, useEffect, useRef, useState } from "../lib/dom.js";
 import { saveFile } from "../lib/files.js";
-import { usePreference } from "../lib/preferences.js";
-import { Field, IconButton, Menu, NumberField, Toggle } from "../lib/ui.js";
-import { NO_SETTINGS, read } from "./request.js";
+import { Dialog, Field, IconButton, Menu, NumberField, Toggle } from "../lib/ui.js";
+import { presetsIn, settingsOf, usePresets } from "./presets.js";
+import { read } from "./request.js";
 
 const SAMPLERS = [
   { name: "temperature", label: "Temperature", min: 0, max: 2, step: 0.05, fallback: 1, hint: "Higher is more varied; 0 always takes the likeliest token." },
@@ -14,7 +14,7 @@ const SAMPLERS = [
 ];
 const EFFORTS = ["none", "low", "medium", "high"];
 
-export function Panel({ settings, card, model, onChange, onClose, isDefault, onMakeDefault }) {
+export function Panel({ settings, card, model, initial, onChange, onClose, isDefault, onMakeDefault }) {
   const sample = (name) => (value) => {
     const { [name]: _, ...others } = settings.sampling;
     onChange({ sampling: value === undefined ? others : { ...others, [name]: value } });
@@ -22,7 +22,7 @@ export function Panel({ settings, card, model, onChange, onClose, isDefault, onM
   const whole = (name) => (event) => sample(name)(event.target.value === "" ? undefined : Math.trunc(Number(event.target.value)));
   return html`<aside class="panel" aria-label="Settings" onKeyDown=${(event) => event.key === "Escape" && onClose()}>
     <header><h2>Settings</h2><span class="spacer"></span>
-      <${Presets} settings=${settings} onChange=${onChange} />
+      <${Presets} model=${model} settings=${settings} onChange=${onChange} />
       <${IconButton} icon="close" label="Close the settings" onClick=${onClose} />
     </header>
     <${TextField} label="System prompt" rows=${4} value=${settings.system} onChange=${(system) => onChange({ system })} />
@@ -44,7 +44,7 @@ export function Panel({ settings, card, model, onChange, onClose, isDefault, onM
     <${JsonField} label="Other fields of the request" value=${settings.extra} onChange=${(extra) => onChange({ extra })}
       placeholder='{"stop": ["END"], "xtc_probability": 0.5}' />
     <div class="actions">
-      <button type="button" class="quiet" onClick=${() => onChange(NO_SETTINGS)}>Reset</button>
+      <button type="button" class="quiet" onClick=${() => onChange(initial)}>Reset</button>
       <button type="button" disabled=${isDefault || !model} onClick=${onMakeDefault}>Use for new chats with this model</button>
     </div>
   </aside>`;
@@ -67,30 +67,36 @@ function JsonField({ label, ...rest }) {
   return html`<${TextField} label=${label} rows=${3} mono problem=${problem} ...${rest} />`;
 }
 
-/** Named settings, which the browser keeps and which travel as a JSON file. */
-function Presets({ settings, onChange }) {
-  const [presets, setPresets] = usePreference("chat.presets", {});
+/** Named settings, which travel as a JSON file. */
+function Presets({ model, settings, onChange }) {
+  const { presets, own, setOwn } = usePresets(model);
   const [isNaming, setNaming] = useState(false);
+  const [problem, setProblem] = useState("");
   const picker = useRef(null);
   const load = async (event) => {
     const [file] = event.target.files;
     event.target.value = "";
-    if (file) setPresets({ ...presets, ...read(await file.text(), "The file") });
+    try {
+      setOwn({ ...own, ...presetsIn(await file.text()) });
+    } catch (error) {
+      setProblem(error.message);
+    }
   };
   const keep = (name) => {
     setNaming(false);
-    if (name) setPresets({ ...presets, [name]: settings });
+    if (name) setOwn({ ...own, [name]: settings });
   };
-  const without = (name) => Object.fromEntries(Object.entries(presets).filter(([other]) => other !== name));
+  const without = (name) => Object.fromEntries(Object.entries(own).filter(([other]) => other !== name));
   return html`${isNaming && html`<${NameField} onDone=${keep} />`}
     <input type="file" accept="application/json" hidden ref=${picker} onChange=${load} />
     <${Menu} label="Presets" icon="more" items=${[
-      ...Object.entries(presets).map(([name, kept]) => ({ label: name, icon: "check", run: () => onChange({ ...NO_SETTINGS, ...kept }) })),
+      ...Object.entries(presets).map(([name, kept]) => ({ label: name, icon: "check", run: () => onChange(settingsOf(kept)) })),
       { label: "Save as a preset", icon: "plus", run: () => setNaming(true) },
       Object.keys(presets).length > 0 && { label: "Export the presets", icon: "download", run: () => saveFile("tandem-presets.json", JSON.stringify(presets, null, 2)) },
       { label: "Import presets", icon: "upload", run: () => picker.current.click() },
-      ...Object.keys(presets).map((name) => ({ label: `Delete “${name}”`, icon: "trash", danger: true, run: () => setPresets(without(name)) })),
-    ]} />`;
+      ...Object.keys(own).map((name) => ({ label: `Delete “${name}”`, icon: "trash", danger: true, run: () => setOwn(without(name)) })),
+    ]} />
+    ${problem && html`<${Dialog} title="This file cannot be imported" onClose=${() => setProblem("")}><p>${problem}</p></>`}`;
 }
 
 function NameField({ onDone }) {

@@ -22,7 +22,7 @@ export function bodyOf(model, settings, path, prefix = "") {
   }
   if (tools.trim()) body.tools = read(tools, "The list of tools").map(asTool);
   if (effort) body.reasoning_effort = effort;
-  if (showsTokens) Object.assign(body, { logprobs: true, top_logprobs: NUM_ALTERNATIVES });
+  if (showsTokens) Object.assign(body, { logprobs: true, top_logprobs: NUM_ALTERNATIVES, return_uncertainty: true });
   if (extra.trim()) Object.assign(body, read(extra, "The field “Other fields”"));
   return body;
 }

@@ -18,6 +18,8 @@ export class Run {
   /** The first tokens with their alternatives: `{ bytes, logprob, others: [{ bytes, logprob }] }`. */
   tokens = [];
   usage = null;
+  /** How sure the model was: the API's `uncertainty`. */
+  uncertainty = null;
   error = null;
   finish = null;
   /** What it waits for, as a sentence, or null. */
@@ -110,6 +112,7 @@ export class Run {
       this.calls[index].arguments += text ?? "";
     }
     if (this.keepsTokens && !reasoning) this.#keep(choice.logprobs?.content ?? []);
+    this.uncertainty = choice.uncertainty ?? this.uncertainty;
     this.finish = choice.finish_reason ?? this.finish;
   }
 
@@ -142,6 +145,8 @@ export class Run {
       firstTokenS: this.#first === null ? null : (this.#first - this.#start) / 1000,
       numTokens,
       tokensPerS: numTokens > 1 && writingS > 0 ? (numTokens - 1) / writingS : null,
+      meanProbability: this.uncertainty && Math.exp(this.uncertainty.mean_logprob),
+      numDoubts: this.uncertainty?.low_confidence_spans.length ?? null,
       numPromptTokens: this.usage?.prompt_tokens ?? null,
       numCachedTokens: this.usage?.prompt_tokens_details?.cached_tokens ?? null,
     };

@@ -3,6 +3,7 @@ import { html, useEffect, useMemo, useRef, useState } from "../lib/dom.js";
 import { saveFile } from "../lib/files.js";
 import { day } from "../lib/format.js";
 import { Icon } from "../lib/icons.js";
+import { operator } from "../lib/operator.js";
 import { go } from "../lib/route.js";
 import { useSignal } from "../lib/signal.js";
 import { announce, Dialog, Menu } from "../lib/ui.js";
@@ -12,6 +13,7 @@ const SEARCH_AFTER_MS = 150;
 
 export function Sidebar({ rest: shownId }) {
   const all = useSignal(summaries) ?? [];
+  const isOnServer = useSignal(operator)?.keeps_history;
   const [query, setQuery] = useState("");
   const [found, setFound] = useState(null);
   useEffect(() => {
@@ -33,6 +35,7 @@ export function Sidebar({ rest: shownId }) {
         <ul>${entries.map((entry) => html`<${Entry} key=${entry.id} entry=${entry} isShown=${entry.id === shownId} />`)}</ul>
       </section>`)}
       ${query && found?.size === 0 && html`<p class="hint">Nothing found.</p>`}
+      ${isOnServer && html`<p class="hint">Kept on the server, too.</p>`}
     </div>
   </div>`;
 }

@@ -7,6 +7,8 @@ import { textOf } from "./run.js";
 
 const PER_GROUP = 64;
 const LIMITS = [0.05, 0.2, 0.5, 0.8]; // between the five shades
+const SURENESS = `How likely the model found its own words, on average, and in how many places it took a token with a probability below 20 %.
+This says how natural the text is to the model, not whether it is true.`;
 const END = /^<\|?\/?[\w▁|:-]+\|?>$/;
 
 export function Tokens({ conversationId, message, tokens, rest, isRunning, onRender }) {
@@ -39,7 +41,7 @@ export function Tokens({ conversationId, message, tokens, rest, isRunning, onRen
     </div>
     ${at !== null && tokens[at] && html`<${Alternatives} token=${tokens[at]} anchor=${() => frame.current.querySelector(`[data-index="${at}"]`)} onClose=${close}
       onPick=${(other) => branchAt(conversationId, message, at, other)} />`}
-    <${Legend} />
+    <div class="token-foot"><${Legend} />${!isRunning && message.stats?.meanProbability && html`<${Sureness} ...${message.stats} />`}</div>
   </div>`;
 }
 
@@ -123,6 +125,12 @@ function readable(text) {
 /** A token as it is shown: with marks for what cannot be seen. */
 function visible(text) {
   return text.replaceAll("\n", "↵\n") || "∅";
+}
+
+/** How sure the model was of the whole answer. */
+function Sureness({ meanProbability, numDoubts }) {
+  const doubts = numDoubts ? `, ${numDoubts} doubtful ${numDoubts === 1 ? "place" : "places"}` : "";
+  return html`<span title=${SURENESS}>mean probability ${percent(meanProbability)}${doubts}</span>`;
 }
 
 function Legend() {

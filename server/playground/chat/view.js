@@ -9,6 +9,8 @@ import { say } from "./actions.js";
 import { begin, change, conversation, shownPath, storageProblem } from "./conversations.js";
 import { Composer } from "./composer.js";
 import { Panel } from "./panel.js";
+import { usePresets } from "./presets.js";
+import { remoteProblem } from "./remote.js";
 import { NO_SETTINGS } from "./request.js";
 import { runs } from "./run.js";
 import { Thread } from "./thread.js";
@@ -28,7 +30,8 @@ export function View({ rest: shownId, active }) {
   const [isOpen, setOpen] = usePanel();
   const [rival, setRival] = useState(null);
   const model = one?.model ?? texts.find(({ id }) => id === preferred)?.id ?? texts[0]?.id ?? null;
-  const settings = { ...NO_SETTINGS, ...(one?.settings ?? draft ?? defaults[model]) };
+  const { initial, isRead } = usePresets(model);
+  const settings = { ...NO_SETTINGS, ...(one?.settings ?? draft ?? defaults[model] ?? initial) };
   const card = texts.find((text) => text.id === model)?.card ?? null;
   useEffect(() => setDraft(null), [shownId]);
   if (one === undefined) return html`<div class="chat"></div>`;
@@ -62,11 +65,11 @@ export function View({ rest: shownId, active }) {
       </header>
       <${StorageProblem} />
       <${Thread} id=${shownId} one=${one} model=${model} models=${texts} onAsk=${send} />
-      <${Composer} key=${shownId} id=${shownId} isReady=${model !== null} takesPictures=${card?.input_modalities?.includes("image") ?? false}
+      <${Composer} key=${shownId} id=${shownId} isReady=${model !== null && isRead} takesPictures=${card?.input_modalities?.includes("image") ?? false}
         running=${one ? running(one) : []} onSend=${send} active=${active} />
     </section>
-    ${isOpen && html`<${Panel} settings=${settings} card=${card} model=${model} onChange=${set} onClose=${() => setOpen(false)}
-      isDefault=${JSON.stringify(defaults[model] ?? null) === JSON.stringify(settings)}
+    ${isOpen && html`<${Panel} settings=${settings} card=${card} model=${model} initial=${initial} onChange=${set} onClose=${() => setOpen(false)}
+      isDefault=${JSON.stringify(defaults[model] ?? initial) === JSON.stringify(settings)}
       onMakeDefault=${() => setDefaults({ ...defaults, [model]: settings })} />`}
   </div>`;
 }
@@ -107,7 +110,10 @@ function Missing() {
 }
 
 function StorageProblem() {
-  const problem = useSignal(storageProblem);
-  if (!problem) return null;
-  return html`<${ErrorNote} error=${{ message: `This browser does not keep conversations: ${problem.message}. Export what you want to keep.` }} />`;
+  const local = useSignal(storageProblem);
+  const remote = useSignal(remoteProblem);
+  const message = local
+    ? `This browser does not keep conversations: ${local.message}. Export what you want to keep.`
+    : remote && `The server's copies of conversations cannot be reached, this browser keeps its own: ${remote.message}`;
+  return message && html`<${ErrorNote} error=${{ message }} />`;
 }

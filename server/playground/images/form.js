@@ -7,7 +7,7 @@ import { useSignal } from "../lib/signal.js";
 import { Field, IconButton, NumberField, Toggle } from "../lib/ui.js";
 import { urlOf } from "./pictures.js";
 import { Choices, FileButton } from "./parts.js";
-import { hasNegativePrompt, modeFor, modesOf } from "./request.js";
+import { FEATHER, hasNegativePrompt, modeFor, modesOf } from "./request.js";
 import { work } from "./run.js";
 import { drawNow, dropInput, input, mode, open, set, settings, useAsInput } from "./state.js";
 
@@ -107,7 +107,7 @@ function OfMode({ how, now, put, card }) {
   return html`
     ${has("strength") && html`<${NumberField} label="Strength" value=${now.strength} onChange=${put("strength")} min=${0} max=${1} step=${0.05}
       fallback=${isMask ? 1 : 0.8} hint=${isMask ? "Below 1, what is under the mask shows through." : "How much is drawn anew; 1 keeps nothing."} />`}
-    ${has("feather") && html`<${NumberField} label="Feather, in pixels" value=${now.feather} onChange=${put("feather")} min=${0} max=${64} step=${1} fallback=${4} />`}
+    ${has("feather") && html`<${NumberField} label="Feather, in pixels" value=${now.feather} onChange=${put("feather")} min=${0} max=${64} step=${1} fallback=${FEATHER} />`}
     ${has("image_guidance_scale") && card.guidance === "classifier_free" && html`<${NumberField} label="Keep to the input" value=${now.image_guidance_scale}
       onChange=${put("image_guidance_scale")} min=${1} max=${5} step=${0.1} fallback=${1.5} />`}
     ${isMask && html`<${Toggle} label="Only around the mask, at full size" value=${now.crop_to_mask ?? false} onChange=${put("crop_to_mask")} />

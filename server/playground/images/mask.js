@@ -106,6 +106,25 @@ export class MaskLayer {
     return this.counted.share;
   }
 
+  /** The mask as the server blends it: from nothing at its edge to all of it `feather` pixels within. */
+  softened(feather) {
+    const alpha = this.steps[this.at];
+    if (this.soft?.alpha !== alpha || this.soft.feather !== feather) {
+      const [outside, canvas] = [0, 1].map(() => Object.assign(document.createElement("canvas"), { width: this.width, height: this.height }));
+      const around = outside.getContext("2d");
+      around.fillRect(0, 0, this.width, this.height);
+      around.globalCompositeOperation = "destination-out";
+      around.drawImage(this.canvas, 0, 0);
+      const context = canvas.getContext("2d");
+      context.drawImage(this.canvas, 0, 0);
+      context.globalCompositeOperation = "destination-out";
+      context.filter = `blur(${feather / 2}px)`;
+      for (let i = 0; i < 2; i += 1) context.drawImage(outside, 0, 0);
+      this.soft = { alpha, feather, canvas };
+    }
+    return this.soft.canvas;
+  }
+
   /** The mask as a PNG file: white where the picture is to be drawn anew, else black. */
   toBlob() {
     const canvas = document.createElement("canvas");
@@ -149,6 +168,7 @@ export class MaskEditor {
   constructor(canvas, picture, layer, { onChange, onSubmit }) {
     Object.assign(this, { canvas, picture, layer, onChange, onSubmit });
     this.tool = "brush";
+    this.feather = 0; // pixels over which the edge is shown to soften
     const size = Math.max(1, Math.round(Math.min(layer.width, layer.height) / 4));
     this.sizes = { brush: size, eraser: size };
     this.cursor = { x: layer.width / 2, y: layer.height / 2 };
@@ -445,7 +465,7 @@ export class MaskEditor {
     context.imageSmoothingQuality = "high";
     context.drawImage(this.picture, 0, 0, layer.width, layer.height);
     context.globalAlpha = 0.55;
-    context.drawImage(layer.canvas, 0, 0);
+    context.drawImage(this.isPainting || !this.feather ? layer.canvas : layer.softened(this.feather), 0, 0);
     context.globalAlpha = 1;
     if (this.points.length && !this.hasSize) this.#outline(context, this.#shape(), [6 / scale, 4 / scale]);
     if (canvas.matches(":hover, :focus-visible") || this.isKeyboard) this.#drawCursor(context);

@@ -2,11 +2,13 @@
 import { html, useEffect, useId, useReducer, useRef } from "../lib/dom.js";
 import { saveFile } from "../lib/files.js";
 import { percent } from "../lib/format.js";
+import { useSignal } from "../lib/signal.js";
 import { announce, IconButton } from "../lib/ui.js";
 import { MaskEditor } from "./mask.js";
 import { FileButton } from "./parts.js";
 import { loadPicture } from "./pictures.js";
-import { problem } from "./state.js";
+import { FEATHER } from "./request.js";
+import { problem, settings } from "./state.js";
 
 const TOOLS = [
   ["brush", "Brush", "B"],
@@ -33,6 +35,7 @@ export function MaskView({ source, onSubmit }) {
   const submit = useRef(onSubmit);
   submit.current = onSubmit;
   const [, renderAgain] = useReducer((n) => n + 1, 0);
+  const { feather = FEATHER } = useSignal(settings);
   const help = useId();
   useEffect(() => {
     let isOver = false;
@@ -49,6 +52,11 @@ export function MaskView({ source, onSubmit }) {
       editor.current = null;
     };
   }, [blob, layer]);
+  useEffect(() => {
+    if (!editor.current || editor.current.feather === feather) return;
+    editor.current.feather = feather;
+    editor.current.draw();
+  });
   return html`<div class="mask-editor">
     <${Toolbar} editor=${editor.current} layer=${layer} />
     <canvas ref=${canvas} class="mask-canvas" tabindex="0" role="application" aria-label="Mask" aria-describedby=${help}></canvas>

@@ -4,6 +4,8 @@ import { BASE } from "../lib/api.js";
 import { dataUrl } from "./pictures.js";
 
 const MAX_RANDOM_SEED = 2 ** 32;
+/** The server's own value of `feather`, in pixels. */
+export const FEATHER = 4;
 
 /** How an input picture is used: the task, its name here, and the settings that only it has. */
 export const MODES = [

@@ -1,5 +1,6 @@
 """The chat of the playground, as a reader sees it."""
 
+import asyncio
 import json
 import random
 import re
@@ -12,6 +13,7 @@ from playwright.async_api import Locator, Page, expect
 from engine.contract.status import Phase
 from tests.helpers.server.browser import Visit
 from tests.helpers.server.fake_failure import Failure
+from tests.helpers.server.fake_server import answer_of, until
 from tests.helpers.server.picture_server import noise, picture_server
 from tests.helpers.server.text_server import MODEL, TextServer, text_info, write_tokenizer
 
@@ -29,6 +31,11 @@ async def ask(page: Page, text: str) -> None:
 async def answered(page: Page) -> None:
     await expect(page.get_by_label("Stop", exact=True)).to_have_count(0)
     await expect(page.get_by_label("Copy the answer").last).to_be_visible()
+
+
+async def new_chat(page: Page) -> None:
+    await page.get_by_role("link", name="New chat").click()
+    await expect(page.get_by_text("What would you like to know?")).to_be_visible()
 
 
 def answers(page: Page) -> Locator:
@@ -100,7 +107,7 @@ async def test_a_reload_keeps_the_history_which_can_be_searched_renamed_and_dele
     server.say("about badgers")
     await ask(page, "First topic")
     await answered(page)
-    await page.get_by_role("link", name="New chat").click()
+    await new_chat(page)
     server.say("about foxes")
     await ask(page, "Second topic")
     await answered(page)
@@ -195,7 +202,7 @@ async def test_an_error_is_shown_in_the_servers_words(
     await ask(page, "long " * 300)
     await expect(page.get_by_role("alert")).to_contain_text("maximum context length")
     server.engine.failure = Failure(after=2)
-    await page.get_by_role("link", name="New chat").click()
+    await new_chat(page)
     await ask(page, "Hello")
     await expect(page.get_by_role("alert")).to_contain_text("raise kv_cache_memory_gib")
     server.engine.failure = None
@@ -216,6 +223,26 @@ async def test_a_question_waits_for_a_model_that_is_being_loaded(
     await expect(answers(page)).to_have_text("ready now")
 
 
+async def test_what_is_sent_before_the_page_knows_a_model_is_asked_once_it_does(
+    server: TextServer, start_visit: Any
+) -> None:
+    server.say("here I am")
+    visit: Visit = await start_visit(server)
+    page = visit.page
+    may_answer = asyncio.Event()
+
+    async def answer_late(route: Any) -> None:
+        await may_answer.wait()
+        await route.continue_()
+
+    await page.route("**/v1/models", answer_late)
+    await page.goto(f"{visit.url}/?again#/chat")
+    await ask(page, "Anybody?")
+    await expect(page.get_by_text("as soon as there is a model")).to_be_visible()
+    may_answer.set()
+    await expect(answers(page)).to_have_text("here I am")
+
+
 async def test_another_token_is_picked_and_the_text_goes_on_from_it(
     server: TextServer, start_visit: Any
 ) -> None:
@@ -225,6 +252,7 @@ async def test_another_token_is_picked_and_the_text_goes_on_from_it(
     await page.get_by_label("Show probabilities").check()
     await ask(page, "Go")
     await answered(page)
+    await expect(page.locator(".tokens")).to_contain_text("mean probability 61 %")
     tokens = page.locator(".token")
     num_tokens = len(server.encode("the quick brown fox"))
     await expect(tokens).to_have_count(num_tokens + 1)
@@ -383,3 +411,91 @@ async def test_two_tabs_share_the_history(server: TextServer, start_visit: Any) 
     await answered(page)
     await other.locator(".entry > a").click()
     await expect(answers(other)).to_have_text("from the first tab")
+
+
+async def test_the_operators_presets_are_offered_and_their_defaults_begin_chats(
+    tokenizer_folder: Path, tmp_path: Path, start_visit: Any
+) -> None:
+    file = tmp_path / "presets.yaml"
+    file.write_text(
+        f"""House: {{default: true, models: ["{MODEL}"], system: Be brief., sampling: {{top_k: 7}}}}
+Cities: {{schema: {{type: object}}}}
+Elsewhere: {{models: [other], default: true, system: Be long.}}
+"""
+    )
+    text = text_info(tokenizer_folder)
+    server = TextServer(tokenizer_folder, text, playground_presets=file)
+    server.say("short")
+    visit = await start_visit(server)
+    page: Page = visit.page
+    await page.get_by_label("Settings", exact=True).click()
+    system = page.get_by_label("System prompt")
+    await expect(system).to_have_value("Be brief.")
+    await ask(page, "Hello")
+    await answered(page)
+    assert "Be brief." in server.last_prompt
+    assert server.last_request.sampling.top_k == 7
+    await system.fill("Be somebody else.")
+    await page.get_by_role("button", name="Reset", exact=True).click()
+    await expect(system).to_have_value("Be brief.")
+    await page.get_by_label("Presets").click()
+    await expect(page.get_by_role("menuitem", name="Elsewhere")).to_have_count(0)
+    await page.get_by_role("menuitem", name="Cities", exact=True).click()
+    schema = page.get_by_label("JSON schema of the answer")
+    await expect(schema).to_have_value(re.compile('"type": "object"'))
+    await page.get_by_label("Presets").click()
+    async with page.expect_download() as waiting:
+        await page.get_by_role("menuitem", name="Export the presets").click()
+    exported = tmp_path / "exported.json"
+    await (await waiting.value).save_as(exported)
+    assert set(json.loads(exported.read_text())) == {"House", "Cities"}
+    # What a page exports, an operator can give to a server, and a reader can import.
+    other = TextServer(tokenizer_folder, text, playground_presets=exported)
+    told = answer_of(await other.client.get("/v1/playground"))
+    assert set(told["presets"]) == {"House", "Cities"}
+    plain = (await start_visit(TextServer(tokenizer_folder, text))).page
+    await plain.get_by_label("Settings", exact=True).click()
+    await plain.locator(".panel input[type=file]").set_input_files(exported)
+    await plain.get_by_label("Presets").click()
+    await plain.get_by_role("menuitem", name="House", exact=True).click()
+    await expect(plain.get_by_label("System prompt")).to_have_value("Be brief.")
+    wrong = {"name": "a.json", "mimeType": "application/json", "buffer": b'{"A": {"sytem": "x"}}'}
+    await plain.locator(".panel input[type=file]").set_input_files([wrong])
+    await expect(plain.get_by_role("dialog")).to_contain_text("unknown field: sytem")
+
+
+async def test_presets_ask_for_the_key(tokenizer_folder: Path) -> None:
+    server = TextServer(tokenizer_folder, api_keys=("zebra-key",))
+    assert (await server.client.get("/v1/playground")).status_code == 401
+
+
+async def test_the_server_keeps_conversations_for_other_browsers(
+    tokenizer_folder: Path, tmp_path: Path, start_visit: Any
+) -> None:
+    text = text_info(tokenizer_folder)
+    server = TextServer(tokenizer_folder, text, playground_history_dir=tmp_path / "history")
+    server.say("about badgers")
+    page = (await start_visit(server)).page
+    await ask(page, "First topic")
+    await answered(page)
+    await until(lambda: len(list(tmp_path.rglob("*.json"))) == 1)
+    other = (await start_visit(server)).page
+    await expect(other.get_by_text("Kept on the server, too")).to_be_visible()
+    await other.locator(".entry > a").click()
+    await expect(answers(other)).to_have_text("about badgers")
+    server.say("about foxes")
+    await ask(other, "Go on")
+    await answered(other)
+    changed = (tmp_path / "history").rglob("*.json")
+    [file] = changed
+    await until(lambda: "foxes" in file.read_text())
+    await page.evaluate("dispatchEvent(new Event('focus'))")
+    await expect(answers(page)).to_have_text(["about badgers", "about foxes"])
+    await other.get_by_label("Actions for First topic").focus()
+    await other.keyboard.press("Enter")
+    await other.get_by_role("menuitem", name="Delete").click()
+    await other.get_by_role("button", name="Delete", exact=True).click()
+    await expect(other.locator(".entry")).to_have_count(0)
+    await until(lambda: not file.exists())
+    await page.reload()
+    await expect(page.locator(".entry")).to_have_count(0)

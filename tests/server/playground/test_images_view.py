@@ -294,6 +294,31 @@ async def test_the_tools_of_the_mask(server: ImageServer, page: Page) -> None:
     await expect(share).to_have_text("75 % of the picture is marked.")
 
 
+async def test_the_mask_shows_how_its_edge_is_blended(server: ImageServer, page: Page) -> None:
+    await draw(page)
+    await button(page, "Mask").click()
+    half = np.full((SIDE, SIDE), 255, np.uint8)
+    half[:, SIDE // 2 :] = 0
+    file = {"name": "m.png", "mimeType": "image/png", "buffer": saved(Image.fromarray(half))}
+    await page.get_by_label("Load a mask", exact=True).last.set_input_files(file)
+    await expect(page.locator(".mask-foot [role=status]")).to_contain_text("50 %")
+
+    async def colours(feather: int) -> Any:
+        await page.get_by_role("spinbutton", name="Feather").fill(str(feather))
+        await page.evaluate("new Promise((done) => setTimeout(done, 100))")
+        shown = await page.get_by_role("application", name="Mask").screenshot()
+        row = np.asarray(Image.open(io.BytesIO(shown)).convert("RGB"), int)
+        side = min(row.shape[:2])
+        left = (row.shape[1] - side) // 2
+        at = [left + round(x * side / SIDE) for x in (4, SIDE // 2 - 2, SIDE - 4)]
+        return row[row.shape[0] // 2, at]
+
+    hard, soft = await colours(0), await colours(16)
+    changes = abs(hard - soft).max(axis=1)
+    assert changes[1] > 20
+    assert max(changes[0], changes[2]) <= 8
+
+
 async def test_zooms_about_the_cursor(server: ImageServer, page: Page) -> None:
     """A dot that is painted while zoomed in lies where the cursor is."""
     await draw(page)

@@ -115,6 +115,23 @@ async def test_a_lost_connection_is_said_and_comes_back(
     await expect(page.locator(".of-model .markdown")).to_have_text("back again")
 
 
+async def test_a_slow_network_only_takes_longer(server: TextServer, start_visit: Any) -> None:
+    visit: Visit = await start_visit(server)
+    page = visit.page
+    cdp = await page.context.new_cdp_session(page)
+    slow = {"offline": False, "latency": 200, "downloadThroughput": 60_000}
+    await cdp.send("Network.emulateNetworkConditions", slow | {"uploadThroughput": 20_000})
+    await cdp.send("Network.setCacheDisabled", {"cacheDisabled": True})
+    await page.goto(f"{visit.url}/?#/chat", wait_until="commit")
+    await expect(page.get_by_text("The page is being loaded")).to_be_visible()
+    server.say("late, but **complete**")
+    await page.get_by_label("Message", exact=True).fill("Hello")
+    await expect(page.get_by_label("Model", exact=True)).to_have_value(MODEL)
+    await page.keyboard.press("Enter")
+    await expect(page.locator(".of-model .markdown")).to_have_text("late, but complete")
+    await expect(page.get_by_text("The page is being loaded")).to_have_count(0)
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1280])
 async def test_accessibility(server: TextServer, start_visit: Any, scheme: str, width: int) -> None:

@@ -109,6 +109,22 @@ def test_an_empty_key_does_not_open_the_server(monkeypatch, tmp_path):
     assert "contains no key" in problem({"api_key_file": str(empty)})
 
 
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("[1]", "presets by their names"),
+        ("{", "neither YAML nor JSON"),
+        ("A: {sytem: x}", "A.sytem"),
+        ("A: {sampling: {top_p: 2}}", "A.sampling.top_p"),
+        ('{"A": {"default": "perhaps"}}', "A.default"),
+    ],
+)
+def test_a_file_of_presets_is_read_at_the_start(tmp_path, text, reason):
+    file = tmp_path / "presets"
+    file.write_text(text)
+    assert reason in problem({"playground_presets": str(file)})
+
+
 def test_the_clients_key_variable_does_not_leave_the_server_open(monkeypatch):
     monkeypatch.setenv("TANDEM_API_KEY", "zebra")
     assert load_settings({}).read_api_keys() == ("zebra",)
