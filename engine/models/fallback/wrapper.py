@@ -16,7 +16,6 @@ from engine.models.registry import alternatives
 
 _DECODERS = {
     "qwen3_omni_moe_text": "Qwen3MoeForCausalLM",
-    "qwen3_vl_moe_text": "Qwen3MoeForCausalLM",
     "qwen3_vl_text": "Qwen3ForCausalLM",
 }
 """Decoders that have no class of their own, and the class that computes the same for texts: the
@@ -47,8 +46,6 @@ _HEADLESS = {
 """Decoders whose class has no output layer; the models around them have a plain matrix."""
 _CHANGED = {"aya_vision": {"logit_scale": 1.0}, "cohere2_vision": {"logit_scale": 1.0}}
 """Values of text models that are different in the models around them, which do not scale logits."""
-_UNSTATED = {"qwen3_vl_moe_text": {"norm_topk_prob": True}}
-"""What these decoders do and their files may not say."""
 _PAIR = "its text model is an encoder-decoder"
 _OTHERS = {
     "blip": _PAIR,
@@ -114,7 +111,6 @@ def inner_decoder(keys: MetadataKeys) -> MetadataKeys | None:
     rope = values.get("rope_parameters")
     if text.model_type in _DECODERS and isinstance(rope, dict):
         values["rope_parameters"] = json_keys.without_axes(rope)
-    values |= _UNSTATED.get(text.model_type, {})
     return MetadataKeys({**values, "architectures": [inner]}, f"{keys.source}: text_config")
 
 

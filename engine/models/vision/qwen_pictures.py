@@ -1,5 +1,5 @@
-"""Qwen2-VL, Qwen2.5-VL, Qwen3-VL and Qwen3.5: decoders whose positions have axes in pictures, with
-towers for pictures of any size.
+"""Qwen2-VL, Qwen2.5-VL, Qwen3-VL, Qwen3.5 and the mixtures of the last two: decoders whose
+positions have axes in pictures, with towers for pictures of any size.
 
 Papers: Wang et al. 2024, arXiv:2409.12191; Bai et al. 2025, arXiv:2502.13923.
 """
@@ -11,7 +11,7 @@ from typing import Any
 
 from engine.contract.picture_facts import PictureFacts
 from engine.errors import ModelLoadError
-from engine.models import json_keys, qwen2, qwen3, qwen3_5
+from engine.models import json_keys, qwen2, qwen3, qwen3_5, qwen3_moe, qwen3_next
 from engine.models.causal_lm import CausalLM
 from engine.models.config import MAX_LAYERS, ModelConfig
 from engine.models.family import Family
@@ -50,6 +50,17 @@ _QWEN3_TEXT: Mapping[str, Any] = {
     "rms_norm_eps": 1e-6,
     "rope_theta": 5e5,
 }
+_QWEN3_MIXTURE: Mapping[str, Any] = {
+    **_QWEN3_TEXT,
+    "hidden_size": 2048,
+    "intermediate_size": 5632,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "num_local_experts": 60,
+    "num_experts_per_tok": 4,
+    "moe_intermediate_size": 1408,
+    "norm_topk_prob": True,
+}
 _QWEN3_5_TEXT: Mapping[str, Any] = {
     "vocab_size": 248_320,
     "hidden_size": 4096,
@@ -63,6 +74,12 @@ _QWEN3_5_TEXT: Mapping[str, Any] = {
     "linear_value_head_dim": 128,
     "linear_num_key_heads": 16,
     "linear_num_value_heads": 32,
+}
+_QWEN3_5_MIXTURE: Mapping[str, Any] = {
+    **_QWEN3_5_TEXT,
+    "hidden_size": 2048,
+    "num_hidden_layers": 40,
+    "num_key_value_heads": 2,
 }
 _VISION = {"depth": 32, "num_heads": 16, "patch_size": 14}
 _QWEN3_VISION = {
@@ -79,8 +96,8 @@ _QWEN3_VISION = {
 class _Release:
     """What distinguishes the models of a release."""
 
-    decoder: Any
-    """The module of the text model's family."""
+    decoder: Family
+    """The text model's family."""
     text: Mapping[str, Any]
     vision: Mapping[str, Any]
     """The values of missing keys."""
@@ -89,8 +106,8 @@ class _Release:
     is_interleaved: bool = False
     """Whether these frequencies take turns, instead of standing in three sections."""
     placeholder_id: int = 151_655
-    projector: str
-    """The type of encoder in an mmproj file."""
+    projector: str | None = None
+    """The type of encoder in an mmproj file; None if such files are not read."""
     pixels: tuple[int, int]
     """The fewest and the most pixels of a picture in the published files of the processor, which
     an mmproj file lacks."""
@@ -135,7 +152,7 @@ def _layers(keys: MetadataKeys, key: str) -> tuple[int, ...]:
 
 _RELEASES = {
     ("Qwen2VLForConditionalGeneration", "qwen2_vl"): _Release(
-        decoder=qwen2,
+        decoder=qwen2.FAMILIES[0],
         text=_TEXT,
         vision=_VISION | {"hidden_size": 3584, "hidden_act": "quick_gelu"},
         sections=(16, 24, 24),
@@ -144,7 +161,7 @@ _RELEASES = {
         tower=_qwen2_tower,
     ),
     ("Qwen2_5_VLForConditionalGeneration", "qwen2_5_vl"): _Release(
-        decoder=qwen2,
+        decoder=qwen2.FAMILIES[0],
         text=_TEXT,
         vision=_VISION
         | {
@@ -159,7 +176,7 @@ _RELEASES = {
         tower=_qwen2_5_tower,
     ),
     ("Qwen3VLForConditionalGeneration", "qwen3_vl"): _Release(
-        decoder=qwen3,
+        decoder=qwen3.FAMILIES[0],
         text=_QWEN3_TEXT,
         vision=_QWEN3_VISION | {"deepstack_visual_indexes": [8, 16, 24]},
         sections=(24, 20, 20),
@@ -169,7 +186,7 @@ _RELEASES = {
         tower=_qwen3_tower,
     ),
     ("Qwen3_5ForConditionalGeneration", "qwen3_5"): _Release(
-        decoder=qwen3_5,
+        decoder=qwen3_5.FAMILIES[0],
         text=_QWEN3_5_TEXT,
         vision=_QWEN3_VISION | {"deepstack_visual_indexes": []},
         sections=(11, 11, 10),
@@ -178,6 +195,20 @@ _RELEASES = {
         projector="qwen3vl_merger",
         pixels=(1 << 16, 1 << 24),
         tower=_qwen3_tower,
+    ),
+}
+_RELEASES |= {
+    ("Qwen3VLMoeForConditionalGeneration", "qwen3_vl_moe"): replace(
+        _RELEASES["Qwen3VLForConditionalGeneration", "qwen3_vl"],
+        decoder=qwen3_moe.FAMILIES[0],
+        text=_QWEN3_MIXTURE,
+        projector=None,
+    ),
+    ("Qwen3_5MoeForConditionalGeneration", "qwen3_5_moe"): replace(
+        _RELEASES["Qwen3_5ForConditionalGeneration", "qwen3_5"],
+        decoder=qwen3_next.FAMILIES[1],
+        text=_QWEN3_5_MIXTURE,
+        projector=None,
     ),
 }
 
@@ -198,7 +229,8 @@ def read_json(architecture: str, release: _Release, keys: MetadataKeys) -> Model
     rope = json_keys.rope_parameters(stated)
     kind = rope.get("rope_type") or rope.get("type")
     rope["rope_type"] = "default" if kind == "mrope" else kind
-    tied = stated.flag("tie_word_embeddings", False) or keys.flag("tie_word_embeddings", False)
+    of_text = stated.flag("tie_word_embeddings", False)
+    tied = keys.flag("tie_word_embeddings", of_text)  # files of a mixture may contradict themselves
     changes = {
         "rope_parameters": json_keys.without_axes(rope),
         "rope_scaling": None,
@@ -349,7 +381,7 @@ def _tensors(release: _Release) -> dict[str, str]:
     if own is _qwen2_5_tower:
         mlp = {f"ffn_{part}": f"mlp.{part}_proj" for part in ("gate", "up", "down")}
     return {
-        **release.decoder.FAMILIES[0].gguf_tensors,
+        **release.decoder.gguf_tensors,
         **{f"v.{own}": name for own, name in (_NAMES | mlp).items()},
         LAYERS: f"{PICTURE_ENCODER}blocks",
         "v.patch_embd": f"{PICTURE_ENCODER}patch_embed.proj",
@@ -372,10 +404,10 @@ FAMILIES = tuple(
         create=partial(create, release),
         read_json=partial(read_json, architecture, release),
         read_pictures=partial(read_pictures, release),
-        projector=(release.projector, release.decoder.ARCHITECTURE),
+        projector=(release.projector, release.decoder.architecture) if release.projector else None,
         read_projector=partial(read_projector, release),
         gguf_tensors=_tensors(release),
-        gguf_original=release.decoder.FAMILIES[0].gguf_original,
+        gguf_original=release.decoder.gguf_original,
     )
     for (architecture, model_type), release in _RELEASES.items()
 )

@@ -18,12 +18,15 @@ from tools.tiny_models import randomise_vectors
 
 Kind = Literal[
     "gemma3", "smolvlm", "idefics3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "mistral3",
+    "qwen3_vl_moe", "qwen3_5_moe",
     "pixtral", "llava", "llava_next", "llava_siglip", "llava_onevision",
     "gemma4", "gemma4_large", "internvl", "internvl_large",
 ]  # fmt: skip
 CROP_KINDS: tuple[Kind, ...] = ("gemma3", "smolvlm", "idefics3")
 """Models that see pictures in crops of one size."""
-QWEN_KINDS: tuple[Kind, ...] = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5")
+QWEN_KINDS: tuple[Kind, ...] = (
+    "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "qwen3_vl_moe", "qwen3_5_moe",
+)  # fmt: skip
 PIXTRAL_KINDS: tuple[Kind, ...] = ("mistral3", "pixtral")
 GEMMA4_KINDS: tuple[Kind, ...] = ("gemma4", "gemma4_large")
 GRID_KINDS = (*QWEN_KINDS, *PIXTRAL_KINDS, *GEMMA4_KINDS)
@@ -182,6 +185,18 @@ _QWEN_PARTS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         },
         {"num_position_embeddings": 36},
     ),
+}
+_EXPERTS = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+_QWEN_PARTS |= {
+    f"{dense}_moe": (
+        f"{_QWEN_PARTS[dense][0]}Moe",
+        _QWEN_PARTS[dense][1] | more,
+        _QWEN_PARTS[dense][2],
+    )
+    for dense, more in {
+        "qwen3_vl": _EXPERTS,
+        "qwen3_5": _EXPERTS | {"shared_expert_intermediate_size": 64},
+    }.items()
 }
 """For each kind, its name in transformers, and what its two parts have besides."""
 GRID_PIXELS = {"shortest_edge": 8 * 8 * 4, "longest_edge": 8 * 8 * 60}
@@ -509,7 +524,7 @@ def _grid_processor(kind: Kind, tokenizer: Any) -> Any:
             spatial_merge_size=joined,
             chat_template=tokenizer.chat_template,
         )
-    name = _QWEN_PARTS[kind][0].replace("3_5", "3VL")
+    name = _QWEN_PARTS[kind][0].replace("3_5", "3VL").removesuffix("Moe")
     grids: dict[str, Any] = {"patch_size": 4, "merge_size": 2, "size": GRID_PIXELS}
     create = getattr(transformers, f"{name}Processor")
     films = "Qwen3VLVideoProcessor" if "qwen3" in kind else "Qwen2VLVideoProcessor"

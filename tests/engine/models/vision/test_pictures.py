@@ -158,6 +158,8 @@ GRID_VISIONS: dict[str, dict[str, Any]] = {
     "qwen2_vl": {"depth": 2, "embed_dim": 32, "num_heads": 2, "mlp_ratio": 3},
     "qwen2_5_vl": {"window_size": 28, "fullatt_block_indexes": [0, 2], "num_heads": 2},
     "qwen3_vl": {"num_position_embeddings": 25, "deepstack_visual_indexes": [1]},
+    "qwen3_vl_moe": {"deepstack_visual_indexes": [1, 2]},
+    "qwen3_5_moe": {"num_heads": 2},
     "qwen3_5": {"hidden_act": "gelu", "spatial_merge_size": 2, "hidden_size": 48},
     "mistral3": {"hidden_act": "silu", "num_attention_heads": 2},
     "gemma4": {"num_hidden_layers": 1},
