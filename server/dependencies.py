@@ -33,11 +33,16 @@ ClientDep = Annotated[ClientRequest, Depends(get_client_request)]
 """The request to a route that calls an operation."""
 
 
+def may_manage(state: AppState, request: Request) -> bool:
+    """Whether a request may do what needs an admin key, if the server has any."""
+    return not state.settings.admin_keys or has_admin_key(request.scope)
+
+
 async def check_admin(request: Request, state: StateDep) -> None:
     """Require an admin key, if the server has any.
 
     Raises:
         NotAllowed: the server has admin keys, and the request came without one.
     """
-    if state.settings.admin_keys and not has_admin_key(request.scope):
+    if not may_manage(state, request):
         raise NotAllowed("this needs an admin key; send one as Authorization: Bearer KEY")
