@@ -15,7 +15,7 @@ from typing import Any
 
 from engine.contract.kinds import KINDS, kind_for
 from engine.contract.model_spec import ModelSpec
-from engine.contract.operations import GENERATE, AnyOperation, Operation
+from engine.contract.operations import EMBED, GENERATE, AnyOperation, Operation
 from engine.contract.request import Info, InfoT
 from engine.contract.status import Phase
 from engine.errors import EngineError, ModelNotReady, TooManyModels, UnknownModel
@@ -104,7 +104,8 @@ class FirstUse:
             names = [status.model, *(config.adapters if config is not None else ())]
             if status.is_asleep and status.model not in known and name in names:
                 main = None if status.kind is None else KINDS[status.kind].main
-                if main in (operation, GENERATE, None):  # text models have more operations
+                embeds = main is GENERATE and operation is EMBED
+                if main in (operation, None) or embeds:
                     await self._engine.wake(status.model)
 
     def _phase(self, model: str | None) -> Phase | None:

@@ -28,10 +28,11 @@ from server.protocol.model_loading import (
 
 router = APIRouter(route_class=JsonRoute, tags=["models"])
 
-_VALUES = {
+VALUES = {
     Phase.READY: "loaded",
     Phase.DOWNLOADING: "downloading",
     Phase.DRAINING: "unloading",
+    Phase.SLEEPING: "sleeping",
     Phase.FAILED: "unloaded",
     Phase.STOPPED: "unloaded",
 }
@@ -73,7 +74,7 @@ async def load_model(
             await asyncio.shield(load)
         except ModelLoadError as error:
             return load_error_response(error)
-    return ModelChange(model=name, status=_status(await state.library.entry(name)))
+    return ModelChange(model=name, status=status_of(await state.library.entry(name)))
 
 
 @router.post(
@@ -94,7 +95,7 @@ async def unload_model(
         response.status_code = 202
     else:
         await asyncio.shield(unload)
-    return ModelChange(model=body.model, status=_status(await state.library.entry(body.model)))
+    return ModelChange(model=body.model, status=status_of(await state.library.entry(body.model)))
 
 
 def _card(entry: LibraryEntry) -> LoadableCard:
@@ -105,23 +106,25 @@ def _card(entry: LibraryEntry) -> LoadableCard:
         kind=None if status is None else status.kind,
         loadable=entry.is_loadable,
         settings=dict(entry.settings),
-        status=_status(entry),
+        status=status_of(entry),
     )
 
 
-def _status(entry: LibraryEntry) -> LoadStatus:
+def status_of(entry: LibraryEntry) -> LoadStatus:
     status = entry.status
     if status is None:
         failure = entry.failure
         value, phase, progress = "unloaded", None, None
-        detail = None if failure is None else failure.message
+        detail, pinned = None if failure is None else failure.message, False
     else:
         failure = status.failure
-        value, phase = _VALUES.get(status.phase, "loading"), status.phase.value
+        pinned = status.pinned
+        value, phase = VALUES.get(status.phase, "loading"), status.phase.value
         progress, detail = status.progress, status.news
     return LoadStatus(
         value=value,  # type: ignore[arg-type]  # the table's values are its
         failed=failure is not None,
+        pinned=pinned,
         phase=phase,
         progress=progress,
         detail=detail,

@@ -121,7 +121,7 @@ async def test_as_many_sleep_as_it_takes_in_bytes(begin):
 
 async def test_nobody_sleeps_in_vain(begin):
     client = await begin("a=w300", '{"ref": "w300", "name": "b", "settings": {"pinned": true}}')
-    with pytest.raises(InsufficientMemory, match="are free .in use: . weights"):
+    with pytest.raises(InsufficientMemory, match=r"are free \(in use: . weights"):
         await client.load(ModelSpec.create("w800", name="c"))
     client.submit(request([3], "for ever", "a"))
     with pytest.raises(InsufficientMemory):

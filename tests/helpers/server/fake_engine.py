@@ -189,10 +189,10 @@ class FakeEngine(EngineClient):
 
     async def wake(self, model: str) -> Info:
         """Wait for `may_change`; a model that slept then serves as `make_info` says."""
-        await self.may_change.wait()
-        if self.load_error is not None:
-            raise self.load_error
         if self._statuses[model].is_asleep:
+            await self.may_change.wait()
+            if self.load_error is not None:
+                raise self.load_error
             self.serve(self.served.get(model) or self.make_info(ModelSpec.create(model)))
         return self.served[model]
 
