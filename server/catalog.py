@@ -54,11 +54,6 @@ def find_any_model(engine: EngineClient, name: str) -> Info:
     raise unknown_model(engine, name)
 
 
-def is_asleep(engine: EngineClient, model: str) -> bool:
-    """Whether the model of that id sleeps, or has begun to wake."""
-    return any(status.model == model and status.is_asleep for status in engine.statuses())
-
-
 def each_name(infos: Iterable[InfoT]) -> list[InfoT]:
     """An info for each name that requests can use for these models."""
     named = [info.named(name) for info in infos for name in info.names]

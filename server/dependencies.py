@@ -6,7 +6,6 @@ from typing import Annotated, cast
 from fastapi import Depends, Path, Query, Request
 
 from engine.errors import NotAllowed
-from server.http.admin import has_admin_key
 from server.state import AppState, ClientRequest
 
 ModelId = Annotated[str, Path(min_length=1, max_length=256, description="Id of a served model.")]
@@ -33,16 +32,11 @@ ClientDep = Annotated[ClientRequest, Depends(get_client_request)]
 """The request to a route that calls an operation."""
 
 
-def may_manage(state: AppState, request: Request) -> bool:
-    """Whether a request may do what needs an admin key, if the server has any."""
-    return not state.settings.admin_keys or has_admin_key(request.scope)
-
-
 async def check_admin(request: Request, state: StateDep) -> None:
     """Require an admin key, if the server has any.
 
     Raises:
         NotAllowed: the server has admin keys, and the request came without one.
     """
-    if not may_manage(state, request):
+    if not ClientRequest(request, state).may_manage:
         raise NotAllowed("this needs an admin key; send one as Authorization: Bearer KEY")

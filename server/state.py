@@ -10,6 +10,7 @@ from engine.contract.operations import Operation
 from engine.contract.request import InfoT
 from engine.worker.client import EngineClient
 from server.first_use import FirstUse
+from server.http.admin import has_admin_key
 from server.http.admission import Admission
 from server.http.lifecycle import Lifecycle
 from server.http.live_requests import LiveRequests
@@ -62,6 +63,11 @@ class ClientRequest:
     state: AppState
     sent: RequestBody | None = None
     shape: Shape | None = None
+
+    @property
+    def may_manage(self) -> bool:
+        """Whether it may do what needs an admin key, if the server has any."""
+        return not self.state.settings.admin_keys or has_admin_key(self.request.scope)
 
     async def find(self, operation: Operation[Any, Any, InfoT], name: str | None) -> InfoT:
         """The model that a request means, which may be loaded first.

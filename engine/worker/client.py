@@ -219,6 +219,10 @@ class EngineClient(Protocol):
         """The status of every model: ready, loading, unloading or failed."""
         ...
 
+    def is_asleep(self, model: str) -> bool:
+        """Whether the model of that id sleeps, or has begun to wake."""
+        return any(one.model == model and one.is_asleep for one in self.statuses())
+
     def stats(self, model: str) -> Stats | None:
         """The newest statistics of that model's engine."""
         ...

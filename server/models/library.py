@@ -25,7 +25,6 @@ from engine.errors import (
 )
 from engine.weights.adapter_source import needs_hub, resolve_adapter
 from engine.worker.client import EngineClient
-from server.catalog import is_asleep
 from server.http.lifecycle import Lifecycle
 from server.models.loadable import LoadableModels
 from server.models.loadable_adapters import LoadableAdapters
@@ -97,7 +96,7 @@ class ModelLibrary:
             EngineError: as in `EngineClient.load`.
         """
         self.check_open()
-        if is_asleep(self._engine, order.model) and order == LoadOrder(model=order.model):
+        if self._engine.is_asleep(order.model) and order == LoadOrder(model=order.model):
             return order.model, asyncio.create_task(self._engine.wake(order.model))
         spec = self._ordered(
             await asyncio.to_thread(self._loadable.find, order.model, order.ref), order

@@ -11,7 +11,6 @@ from fastapi import Request, Response
 from engine.contract.request import InfoT
 from engine.contract.settings import EngineConfig
 from server.catalog import config_of
-from server.dependencies import may_manage
 from server.http.admission import Lease
 from server.http.engine_run import EngineRun, new_id
 from server.http.item_metrics import ItemMetrics
@@ -82,7 +81,7 @@ class Exchange(Generic[InfoT, MetricsT]):
         headers = report_ignored_fields(request, client.sent or body)
         if info is None:
             info = await client.find(served.operation, body.model)
-        if body.ttl is not None and may_manage(state, request):
+        if body.ttl is not None and client.may_manage:
             state.engine.keep_alive(info.model, body.ttl)
         streams = bool(getattr(body, "stream", None))
         annotate(request, model=info.name, stream=streams)

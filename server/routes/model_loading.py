@@ -9,35 +9,23 @@ from typing import Any
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from engine.contract.status import Phase
 from engine.errors import ModelLoadError
 from server.dependencies import StateDep, check_admin
 from server.http.errors import load_error_response
 from server.http.json_route import JsonRoute
 from server.http.log_fields import annotate
 from server.models.library import LibraryEntry, LoadOrder
+from server.models.load_status import status_of
 from server.protocol.answers import change_answers, error_answers
 from server.protocol.model_loading import (
     LoadableCard,
     LoadableList,
     LoadModelRequest,
-    LoadStatus,
     ModelChange,
     UnloadModelRequest,
 )
 
 router = APIRouter(route_class=JsonRoute, tags=["models"])
-
-VALUES = {
-    Phase.READY: "loaded",
-    Phase.DOWNLOADING: "downloading",
-    Phase.DRAINING: "unloading",
-    Phase.SLEEPING: "sleeping",
-    Phase.FAILED: "unloaded",
-    Phase.STOPPED: "unloaded",
-}
-"""llama-server's names of phases; all other phases are its `loading`."""
-
 
 _ADMIN = [Depends(check_admin)]
 _ANSWERS = {
@@ -107,26 +95,4 @@ def _card(entry: LibraryEntry) -> LoadableCard:
         loadable=entry.is_loadable,
         settings=dict(entry.settings),
         status=status_of(entry),
-    )
-
-
-def status_of(entry: LibraryEntry) -> LoadStatus:
-    status = entry.status
-    if status is None:
-        failure = entry.failure
-        value, phase, progress = "unloaded", None, None
-        detail, pinned = None if failure is None else failure.message, False
-    else:
-        failure = status.failure
-        pinned = status.pinned
-        value, phase = VALUES.get(status.phase, "loading"), status.phase.value
-        progress, detail = status.progress, status.news
-    return LoadStatus(
-        value=value,  # type: ignore[arg-type]  # the table's values are its
-        failed=failure is not None,
-        pinned=pinned,
-        phase=phase,
-        progress=progress,
-        detail=detail,
-        error_code=None if failure is None else failure.code,
     )

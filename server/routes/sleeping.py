@@ -18,10 +18,10 @@ from server.dependencies import StateDep, check_admin
 from server.http.json_route import JsonRoute
 from server.http.shape import encode
 from server.http.sse import OPENAI_FRAMING, EventStream, event, until_disconnect
+from server.models.load_status import VALUES, status_of
 from server.protocol.answers import change_answers, error_answers
 from server.protocol.model_loading import ModelChange
 from server.protocol.sleeping import PinRequest, Running, RunningList, Sleeping
-from server.routes.model_loading import VALUES, status_of
 from server.state import AppState
 
 _POLL_S = 0.2

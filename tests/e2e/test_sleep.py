@@ -1,5 +1,5 @@
-"""Four models of which two fit into memory, asked all at once: every answer has the bits that it
-has where all four fit."""
+"""Four models of which about two fit into memory, asked all at once: every answer has the bits that
+it has where all four fit."""
 
 import random
 import time
@@ -63,8 +63,8 @@ def test_answers_have_the_same_bits_whoever_slept(start_server, options):
     expected = {name: bits(ask(twins, order)) for name, order in orders().items()}
     held = [twins.metric("tandem_memory_held_bytes", model_name=name) for name in NAMES]
     twins.stop()
-    budget = sum(sorted(held)[-2:]) * 1.02
-    assert budget < 0.9 * sum(held)
+    budget = (max(held) + min(held)) * 1.02
+    assert budget < 0.9 * sum(held), held
     server = start_server(*options, "--memory-gib", f"{budget / GIB:.6f}")
     statuses = httpx.get(f"{server.url}/models").json()["data"]
     assert "sleeping" in {card["status"]["value"] for card in statuses}
@@ -93,6 +93,6 @@ def test_answers_have_the_same_bits_whoever_slept(start_server, options):
     wakes = [server.metric("tandem_model_wakes_total", model_name=name) for name in NAMES]
     print(f"{len(served)} answers, {wakes} wakes, {budget / GIB:.3f} of {sum(held) / GIB:.3f} GiB")
     assert sum(wakes) >= 2
-    for name, order in orders().items():
-        assert bits(ask(server, order)) == expected[name], name
+    for name in (("base", 0), ("poet", 0), ("other", 0), ("encoder", 0), ("picture", 1)):
+        assert bits(ask(server, orders()[name])) == expected[name], name
     assert "Traceback" not in server.log()

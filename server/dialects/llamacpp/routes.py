@@ -11,7 +11,7 @@ from engine.contract.kinds import kind_for
 from engine.contract.operations import EMBED, GENERATE
 from engine.errors import CapacityError
 from engine.version import __version__
-from server.catalog import config_of, find_model, is_asleep
+from server.catalog import config_of, find_model
 from server.dependencies import ClientDep, ModelName, StateDep
 from server.dialects.dialect import Dialect, responses
 from server.dialects.llamacpp.convert import completion_body, infill_body
@@ -111,7 +111,7 @@ async def props(state: StateDep, model: ModelName = None) -> dict[str, Any]:
         "bos_token": tokenizer.special_tokens.get("bos_token") or "",
         "eos_token": tokenizer.special_tokens.get("eos_token") or "",
         "build_info": f"tandem {__version__}",
-        "is_sleeping": is_asleep(state.engine, info.model),
+        "is_sleeping": state.engine.is_asleep(info.model),
     }
 
 

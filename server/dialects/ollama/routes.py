@@ -12,7 +12,7 @@ from engine.contract.status import Phase
 from engine.errors import InvalidParameter
 from engine.version import __version__
 from server.catalog import config_of, each_name, find_any_model, find_model
-from server.dependencies import ClientDep, StateDep, may_manage
+from server.dependencies import ClientDep, StateDep
 from server.dialects.dialect import Dialect, openai_body, responses
 from server.dialects.ollama.convert import (
     chat_body,
@@ -220,7 +220,7 @@ async def _changed(
     """The answer to a request without a text: it wakes the model or, with a `keep_alive` of 0, lets
     it sleep."""
     engine, idle_s = client.state.engine, body.idle_s
-    if idle_s is not None and may_manage(client.state, client.request):
+    if idle_s is not None and client.may_manage:
         engine.keep_alive(info.model, idle_s)
     is_over = idle_s == 0
     if not is_over:
