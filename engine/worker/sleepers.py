@@ -87,7 +87,7 @@ class Sleepers:
 
     async def rest(self, supervisor: Supervisor) -> None:
         """Put a model to sleep once it has finished what it does."""
-        if supervisor.is_asleep:
+        if supervisor.is_asleep or supervisor.has_ended:
             return
         supervisor.hold_back()
         while not (supervisor.is_idle or supervisor.is_asleep or supervisor.has_ended):  # noqa: ASYNC110
@@ -153,6 +153,11 @@ class Sleepers:
                 going.append(other)
         if missing > 0:
             return False
+        for other in list(going):  # a small model need not go if a large one goes
+            num_bytes = self._arbiter.held(device, other.spec.name)
+            if missing + num_bytes <= 0:
+                missing += num_bytes
+                going.remove(other)
         for other in going:
             log.info("model makes room", model=other.spec.name, wanted=supervisor.spec.name)
         await asyncio.gather(*(asyncio.shield(other.fall_asleep()) for other in going))

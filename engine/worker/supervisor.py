@@ -321,6 +321,7 @@ class Supervisor:
         if self._falling_asleep is None:
             self._is_asleep = True
             self._holds_back = False
+            self.keep_alive_s = self.config.sleep_idle_seconds
             self._set_phase(Phase.SLEEPING)
             self._falling_asleep = asyncio.create_task(self._fall_asleep(), context=Context())
         return self._falling_asleep

@@ -111,12 +111,19 @@ async def test_a_request_wakes_its_model_and_those_unused_longest_make_room(begi
 
 
 async def test_as_many_sleep_as_it_takes_in_bytes(begin):
-    client = await begin("a=w100", "b=w100", "c=w100", "d=w600", "e=w300", "f=w900")
-    await client.wake("e")
-    for model in "abcde":
+    client = await begin("a=w200", "b=w200", "c=w200", "d=w200", "e=w500")
+    for model in "abcd":
         await ask(client, model, 1)
-    await client.wake("f")
-    assert awake(client) == {"f"}, "f leaves room for 100 bytes, and the last to go had 300"
+    await client.wake("e")
+    assert awake(client) == {"c", "d", "e"}, "200 bytes were free, and 300 were missing"
+
+
+async def test_a_small_model_stays_if_a_large_one_has_to_go(begin):
+    client = await begin("a=w100", "b=w800", "c=w700")
+    await ask(client, "a", 1)
+    await ask(client, "b", 1)
+    await client.wake("c")
+    assert awake(client) == {"a", "c"}
 
 
 async def test_nobody_sleeps_in_vain(begin):
@@ -254,7 +261,7 @@ async def test_idle_models_sleep(begin):
     running = client.submit(request([4, 7], "slow", "a"))
     assert tokens_of(await collect(running)) == [4, 7]
     await until(lambda: awake(client) == set() and held(client) == 0)
-    client.keep_alive("a", -1)
+    assert [status.sleep_after_s for status in client.statuses()] == [None, 0.2]
     client.keep_alive("b", None)
     assert (await ask(client, "a", 2), await ask(client, "b", 3)) == ([2], [3])
     await until(lambda: awake(client) == {"a"})
