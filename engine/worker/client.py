@@ -164,8 +164,8 @@ class EngineClient(Protocol):
         ...
 
     def keep_alive(self, model: str, seconds: float | None) -> None:
-        """Set the idle seconds after which a model sleeps the next time, if there is one of that id;
-        below 0 is never, and None is what the operator has set."""
+        """Set the idle seconds after which a model of that id sleeps the next time; below 0 is
+        never, and None is what the operator has set."""
         ...
 
     def load_adapter(self, model: str, order: AdapterOrder) -> "asyncio.Future[AdapterReport]":
