@@ -43,6 +43,7 @@ from server.routes import (
     model_loading,
     models,
     playground,
+    sleeping,
 )
 from server.served import SERVED
 from server.settings import Settings
@@ -55,6 +56,8 @@ _ROUTERS = (
     *(imported(name) for served in SERVED.values() for name in served.routers),
     model_info.router,
     model_loading.router,
+    sleeping.router,
+    sleeping.pins,
     adapter_loading.router,
     live_requests.router,
     health.router,

@@ -33,16 +33,6 @@ def find_model(engine: EngineClient, name: str | None) -> ModelInfo:
     return find_offering(engine, GENERATE, name)
 
 
-def find_default_model(engine: EngineClient, name: str | None) -> ModelInfo:
-    """Like `find_model`, but without an id the first text model: for requests where any will do.
-
-    Raises:
-        InvalidParameter, UnknownModel, ModelNotReady, ModelUnloading: as in `find_model`.
-    """
-    infos = engine.infos(GENERATE)
-    return find_model(engine, name or (infos[0].model if infos else None))
-
-
 def find_image_model(engine: EngineClient, name: str | None) -> ImageModelInfo:
     """The ready image model with this id, found as `find_model` finds a text model."""
     return find_offering(engine, DRAW, name)
@@ -202,6 +192,8 @@ def _not_ready(status: ModelStatus) -> CapacityError:
         )
     if status.phase is Phase.FAILED:
         reason = f"model {name} failed to load: {status.news or 'see the server log'}"
+    elif status.phase is Phase.SLEEPING:
+        reason = f"model {name} sleeps; a request for what it makes wakes it"
     else:
         reason = f"model {name} is not ready ({status.phase.value}); try again later"
     return ModelNotReady(reason, param="model")

@@ -6,7 +6,6 @@ from typing import Annotated, cast
 from fastapi import Depends, Path, Query, Request
 
 from engine.errors import NotAllowed
-from server.http.admin import has_admin_key
 from server.state import AppState, ClientRequest
 
 ModelId = Annotated[str, Path(min_length=1, max_length=256, description="Id of a served model.")]
@@ -39,5 +38,5 @@ async def check_admin(request: Request, state: StateDep) -> None:
     Raises:
         NotAllowed: the server has admin keys, and the request came without one.
     """
-    if state.settings.admin_keys and not has_admin_key(request.scope):
+    if not ClientRequest(request, state).may_manage:
         raise NotAllowed("this needs an admin key; send one as Authorization: Bearer KEY")

@@ -61,6 +61,17 @@ class _Gauges:
             "Measured KL divergence from the model's original, in nats, if it is known.",
         )
         self.ready = _gauge("model_ready", "1 while the model takes requests.")
+        self.sleeping = _gauge(
+            "model_sleeping", "1 while the model sleeps or wakes, and requests wait for it."
+        )
+        self.wakes = CounterMetricFamily(
+            "tandem_model_wakes", "Times that the model has woken.", labels=["model_name"]
+        )
+        self.wake_time = CounterMetricFamily(
+            "tandem_model_wake_seconds",
+            "Time from the start of a wake until the model served.",
+            labels=["model_name"],
+        )
         self.restarts = CounterMetricFamily(
             "tandem_engine_restarts", "Worker processes restarted.", labels=["model_name"]
         )
@@ -88,6 +99,9 @@ class _Gauges:
     def add(self, status: ModelStatus, stats: Stats | None) -> None:
         labels = [status.model]
         self.ready.add_metric(labels, status.phase is Phase.READY)
+        self.sleeping.add_metric(labels, status.is_asleep)
+        self.wakes.add_metric(labels, status.num_wakes)
+        self.wake_time.add_metric(labels, status.wake_time_s)
         self.restarts.add_metric(labels, status.restarts)
         self.stalls.add_metric(labels, status.stalls)
         self.threads.add_metric(labels, 0 if stats is None else stats.num_threads)

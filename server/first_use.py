@@ -1,5 +1,8 @@
 """Models that are loaded by the first request that needs them: `FirstUse`.
 
+A model that did not fit at the start sleeps and nothing is known of it yet. Its first request wakes
+it here; later ones wait in the model's own queue (`engine.worker.wake_queue`).
+
 A fresh server offers more than most people ever use. So the default model of an operation
 (`server.http.served_operation.ServedOperation.default_model`) is fetched and loaded by the first
 request that needs it. That request waits; the server's start does not.
@@ -10,14 +13,14 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from engine.contract.kinds import kind_for
+from engine.contract.kinds import KINDS, kind_for
 from engine.contract.model_spec import ModelSpec
-from engine.contract.operations import AnyOperation, Operation
+from engine.contract.operations import EMBED, GENERATE, AnyOperation, Operation
 from engine.contract.request import Info, InfoT
 from engine.contract.status import Phase
 from engine.errors import EngineError, ModelNotReady, TooManyModels, UnknownModel
 from engine.worker.client import EngineClient
-from server.catalog import find_offering
+from server.catalog import find_offering, served_names
 from server.served import SERVED
 from server.settings import Settings
 
@@ -62,6 +65,7 @@ class FirstUse:
             EngineError: as in `find_offering`.
         """
         meant = name or self._meant(operation)
+        await self._wake(operation, meant)
         is_absent = meant in self._loads or self._phase(meant) in (None, Phase.FAILED)
         if meant is not None and meant in self.offered(operation) and is_absent:
             await self._load(meant)
@@ -78,6 +82,9 @@ class FirstUse:
         or, if there is none, the default one; never one that another request has loaded. None:
         there is a choice, or nothing to load."""
         ready = {info.model for info in self._engine.infos(operation)}
+        if SERVED[operation].default_model is None:
+            served = served_names(self._engine, operation)
+            return served[0] if len(served) == 1 else None
         served = [
             status.model
             for status in self._engine.statuses()
@@ -88,6 +95,18 @@ class FirstUse:
         if served:
             return served[0] if len(served) == 1 else None
         return next(iter(self.offered(operation)), None)
+
+    async def _wake(self, operation: AnyOperation, name: str | None) -> None:
+        """Wake a sleeping model that has not served yet, if a request for it may succeed."""
+        known = {info.model for info in self._engine.models()}
+        for status in self._engine.statuses():
+            config = self._engine.config(status.model)
+            names = [status.model, *(config.adapters if config is not None else ())]
+            if status.is_asleep and status.model not in known and name in names:
+                main = None if status.kind is None else KINDS[status.kind].main
+                embeds = main is GENERATE and operation is EMBED
+                if main in (operation, None) or embeds:
+                    await self._engine.wake(status.model)
 
     def _phase(self, model: str | None) -> Phase | None:
         phases = [status.phase for status in self._engine.statuses() if status.model == model]

@@ -7,13 +7,17 @@ from typing import Any
 
 from fastapi import Request
 
+from engine.contract.operations import Operation
+from engine.contract.request import InfoT
 from engine.worker.client import EngineClient
 from server.chat_history import ChatHistory
 from server.first_use import FirstUse
+from server.http.admin import has_admin_key
 from server.http.admission import Admission
 from server.http.lifecycle import Lifecycle
 from server.http.live_requests import LiveRequests
 from server.http.shape import Shape
+from server.http.sse import until_disconnect
 from server.images.jobs import ImageJobs
 from server.images.pictures import Pictures
 from server.images.store import ImageStore
@@ -63,6 +67,22 @@ class ClientRequest:
     state: AppState
     sent: RequestBody | None = None
     shape: Shape | None = None
+
+    @property
+    def may_manage(self) -> bool:
+        """Whether it may do what needs an admin key, if the server has any."""
+        return not self.state.settings.admin_keys or has_admin_key(self.request.scope)
+
+    async def find(self, operation: Operation[Any, Any, InfoT], name: str | None) -> InfoT:
+        """The model that a request means, which may be loaded first.
+
+        Raises:
+            RequestAborted: the client left meanwhile.
+            EngineError: as in `FirstUse.find`.
+        """
+        return await until_disconnect(
+            self.request.receive, self.state.first_use.find(operation, name)
+        )
 
     def with_sent(self, sent: RequestBody, shape: Shape | None = None) -> "ClientRequest":
         """The same request, which came in another form and is answered in that shape."""

@@ -23,6 +23,7 @@ NOT_OF_A_MODEL = {
     "device": "give it beside settings, not in them",
     "max_num_queued": "it follows from max_queued_requests",
     "max_kl": "it is the server's guard; set it for the server",
+    "memory_gib": "it is for all models together; set it for the server",
     "image_share": "it is for all models together; set it for the server",
 }
 """The fields of `EngineConfig` that a model's settings cannot have, and what to do instead."""

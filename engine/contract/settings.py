@@ -28,6 +28,13 @@ class EngineConfig(ImageSettings, TextSettings):
         le=1.0,
     )
 
+    memory_gib: float | None = knob(
+        None,
+        "Most memory that all models together may hold on a device; models beyond it sleep until "
+        "they are asked for. By default what was free at the start.",
+        ge=0,
+    )
+
     def of(self, wanted: type[SettingsT]) -> SettingsT:
         """The settings of one class."""
         return wanted(**{f.name: getattr(self, f.name) for f in fields(wanted)})

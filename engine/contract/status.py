@@ -14,6 +14,7 @@ class Phase(StrEnum):
     LOADING = "loading"
     WARMING_UP = "warming_up"
     READY = "ready"
+    SLEEPING = "sleeping"
     DRAINING = "draining"
     RESTARTING = "restarting"
     FAILED = "failed"
@@ -41,6 +42,23 @@ class ModelStatus:
     joining: bool = False
     """Whether it is being loaded while the server runs, so that the server's readiness does not
     depend on it."""
+
+    waking: bool = False
+    """Whether it slept and is being loaded again."""
+    pinned: bool = False
+    """Whether it is never put to sleep."""
+    num_wakes: int = 0
+    wake_time_s: float = 0.0
+    """The seconds that all its wakes took, until it served."""
+    idle_s: float = 0.0
+    """The seconds since it last did something, if it is awake."""
+    sleep_after_s: float | None = None
+    """The idle seconds after which it sleeps; None is never."""
+
+    @property
+    def is_asleep(self) -> bool:
+        """Whether requests wait until it has woken."""
+        return self.phase is Phase.SLEEPING or self.waking
 
     @property
     def news(self) -> str | None:

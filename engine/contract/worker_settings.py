@@ -71,6 +71,21 @@ class WorkerSettings:
         ge=0.1,
         le=604_800,
     )
+    pinned: bool = knob(
+        False, "Never put the model to sleep, neither to make room for another nor for idleness."
+    )
+    sleep_idle_seconds: float = knob(
+        -1.0,
+        "Put a model to sleep after this many seconds without a request; a request wakes it. -1 "
+        "is never.",
+        ge=-1,
+    )
+    wake_timeout_s: float = knob(
+        300.0,
+        "Refuse a request whose model sleeps and has not woken within this many seconds.",
+        ge=0.1,
+        le=86_400,
+    )
     deterministic: bool = knob(
         False,
         "Give bit-equal answers whatever else runs, even where that is slower: images on a GPU "

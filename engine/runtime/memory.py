@@ -37,10 +37,14 @@ class MemoryArbiter:
     """Budgets per device, and the memory that each owner holds. Not thread-safe: one event loop
     owns it.
 
+    Args:
+        most_bytes: the largest budget of a device; None is all of its memory.
+
     Invariant: the memory held on a device is at most its budget.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most_bytes: int | None = None) -> None:
+        self._most_bytes = most_bytes
         self._budgets: dict[str, int] = {}
         self._held: dict[tuple[str, int], Reservation] = {}
 
@@ -48,7 +52,8 @@ class MemoryArbiter:
         """Set the budget to the free memory that was seen, unless memory of the device is held
         already: only before that is all of its memory seen."""
         if self.held(device) == 0:
-            self._budgets[device] = capacity_bytes
+            most = capacity_bytes if self._most_bytes is None else self._most_bytes
+            self._budgets[device] = min(capacity_bytes, most)
 
     def held(self, device: str, owner: str | None = None) -> int:
         """Return the bytes that are held on a device, by one owner or by all."""
@@ -57,6 +62,14 @@ class MemoryArbiter:
     def free(self, device: str) -> int:
         """Return the bytes of the budget that nobody holds."""
         return self._budgets.get(device, 0) - self.held(device)
+
+    def budget(self, device: str) -> int:
+        """Return the bytes that all owners together may hold on a device."""
+        return self._budgets.get(device, 0)
+
+    def held_by(self, owner: str) -> dict[str, int]:
+        """Return the bytes that an owner holds on each device."""
+        return {device: self.held(device, owner) for device in self._budgets}
 
     def devices(self) -> list[DeviceMemory]:
         """All devices that memory was asked for on."""

@@ -23,6 +23,10 @@ class AdapterChanges:
         self._loads: dict[int, tuple[AdapterOrder, asyncio.Future[AdapterReport]]] = {}
         self._unloads: dict[int, tuple[str, asyncio.Future[None]]] = {}
 
+    def __bool__(self) -> bool:
+        """Whether any order is unanswered."""
+        return bool(self._loads or self._unloads)
+
     def __contains__(self, name: str) -> bool:
         """Whether an adapter of that name is being loaded or unloaded."""
         coming = [order.name for order, _ in self._loads.values()]

@@ -15,6 +15,7 @@ from engine.contract.adapter_orders import AdapterOrder, AdapterReport
 from engine.contract.draw import ImageEvent
 from engine.contract.generate import TokenEvent
 from engine.contract.kinds import kind_of
+from engine.contract.knob import GIB
 from engine.contract.model_spec import ModelSpec
 from engine.contract.operations import Operation
 from engine.contract.request import Event, EventT, Info, InfoT, Request, Stats
@@ -23,11 +24,13 @@ from engine.contract.status import ModelStatus, Phase
 from engine.errors import (
     Draining,
     ModelConflict,
+    ModelUnloading,
     UnknownModel,
 )
 from engine.runtime.memory import DeviceMemory, MemoryArbiter
 from engine.worker.image_share import ImageShare
 from engine.worker.request_stream import RequestStream
+from engine.worker.sleepers import Sleepers
 from engine.worker.step_listeners import StepListeners
 from engine.worker.supervisor import Supervisor, WorkerOptions
 from engine.worker.text_gate import TextCheck
@@ -130,6 +133,41 @@ class EngineClient(Protocol):
         """
         ...
 
+    async def wake(self, model: str) -> Info:
+        """Wake a model, if it sleeps, and return it once it serves.
+
+        Raises:
+            ModelNotReady: it has not woken in time, or could not be loaded; the message says why.
+            UnknownModel, ModelUnloading, Draining: as in `submit`.
+        """
+        ...
+
+    def sleep(self, model: str) -> "asyncio.Task[None]":
+        """Put a model to sleep once it has finished what it does. New requests wait, and wake it
+        afterwards.
+
+        Returns:
+            Done when its worker has ended and its memory is free, or when it is unloaded.
+
+        Raises:
+            ModelConflict: it is pinned.
+            UnknownModel, ModelUnloading, Draining: as in `submit`.
+        """
+        ...
+
+    def pin(self, model: str, pinned: bool) -> None:
+        """Say whether a model may be put to sleep.
+
+        Raises:
+            UnknownModel: there is no model of that id.
+        """
+        ...
+
+    def keep_alive(self, model: str, seconds: float | None) -> None:
+        """Set the idle seconds after which a model of that id sleeps the next time; below 0 is
+        never, and None is what the operator has set."""
+        ...
+
     def load_adapter(self, model: str, order: AdapterOrder) -> "asyncio.Future[AdapterReport]":
         """Begin to load a LoRA adapter. Requests can then use it by name, also after a restart of
         the worker.
@@ -164,7 +202,8 @@ class EngineClient(Protocol):
         ...
 
     def models(self) -> list[Info]:
-        """The ready models, in the order in which they were configured or loaded."""
+        """The models that take requests, in the order in which they were configured or loaded.
+        Those that sleep are among them, unless they have not served yet."""
         ...
 
     def made_for(self, operation: Operation[Any, Any, InfoT]) -> list[InfoT]:
@@ -179,6 +218,10 @@ class EngineClient(Protocol):
     def statuses(self) -> list[ModelStatus]:
         """The status of every model: ready, loading, unloading or failed."""
         ...
+
+    def is_asleep(self, model: str) -> bool:
+        """Whether the model of that id sleeps, or has begun to wake."""
+        return any(one.model == model and one.is_asleep for one in self.statuses())
 
     def stats(self, model: str) -> Stats | None:
         """The newest statistics of that model's engine."""
@@ -206,9 +249,12 @@ class ProcessEngineClient(EngineClient):
         self.on_gone: OnGone | None = None
         self._draining = False
         self._options = options
-        self._arbiter = MemoryArbiter()
+        most_gib = options.config.memory_gib
+        self._arbiter = MemoryArbiter(None if most_gib is None else int(most_gib * GIB))
         self._image_share = ImageShare(options.config.image_share, self._throttle)
-        self._supervisors = {spec.name: self._supervisor(spec) for spec in specs}
+        self._supervisors: dict[str, Supervisor] = {}
+        self._sleepers = Sleepers(self._supervisors, self._arbiter)
+        self._supervisors |= {spec.name: self._supervisor(spec) for spec in specs}
         self._changes: set[asyncio.Task[Any]] = set()
         """Loads and unloads in progress."""
 
@@ -218,7 +264,8 @@ class ProcessEngineClient(EngineClient):
         if supervisor is None:
             raise self._unknown(request.model)
         stream = supervisor.submit(request)
-        if supervisor.kind is not None and not supervisor.kind.yields:
+        is_sent = not supervisor.is_asleep
+        if is_sent and supervisor.kind is not None and not supervisor.kind.yields:
             self._image_share.note(request.model, busy=True)
         return stream
 
@@ -256,6 +303,24 @@ class ProcessEngineClient(EngineClient):
         supervisor.leave()
         return self._change(self._finish_unload(supervisor, drain_timeout_s))
 
+    async def wake(self, model: str) -> Info:
+        return await self._sleepers.awake(self._staying(model))
+
+    def sleep(self, model: str) -> asyncio.Task[None]:
+        supervisor = self._staying(model)
+        if supervisor.pinned:
+            raise ModelConflict(f"model {model!r} is pinned; unpin it first", param="model")
+        return self._change(self._sleepers.rest(supervisor))
+
+    def pin(self, model: str, pinned: bool) -> None:
+        self._staying(model).pinned = pinned
+
+    def keep_alive(self, model: str, seconds: float | None) -> None:
+        supervisor = self._supervisors.get(model)
+        if supervisor is not None:
+            own = supervisor.config.sleep_idle_seconds
+            supervisor.keep_alive_s = own if seconds is None else seconds
+
     def load_adapter(self, model: str, order: AdapterOrder) -> asyncio.Future[AdapterReport]:
         supervisor = self._supervisor_of(model)
         self._check_adapter_name(supervisor, order)
@@ -273,7 +338,11 @@ class ProcessEngineClient(EngineClient):
         return self._supervisors[model].config if model in self._supervisors else None
 
     def models(self) -> list[Info]:
-        return [s.info for s in self._supervisors.values() if s.info is not None and s.is_ready]
+        return [
+            s.info
+            for s in self._supervisors.values()
+            if s.info is not None and (s.is_ready or s.is_asleep) and not s.is_leaving
+        ]
 
     def statuses(self) -> list[ModelStatus]:
         return [s.status for s in self._supervisors.values()]
@@ -285,8 +354,11 @@ class ProcessEngineClient(EngineClient):
         return self._arbiter.devices()
 
     async def start(self) -> None:
-        for supervisor in self._supervisors.values():
+        # The models are wanted in their order, the first ones most.
+        for place, supervisor in enumerate(self._supervisors.values(), 1):
+            supervisor.used_s, supervisor.begun_s = -place, place - len(self._supervisors)
             supervisor.start()
+        self._sleepers.start()
 
     async def stop(self, drain_timeout_s: float) -> None:
         self._draining = True
@@ -294,6 +366,7 @@ class ProcessEngineClient(EngineClient):
             async with asyncio.timeout(drain_timeout_s):
                 for supervisor in list(self._supervisors.values()):
                     await supervisor.wait_until_idle()
+        self._sleepers.stop()
         await asyncio.gather(*(s.stop() for s in self._supervisors.values()))
         await asyncio.gather(*self._changes, return_exceptions=True)
 
@@ -305,8 +378,16 @@ class ProcessEngineClient(EngineClient):
             self._report,
             self._note_idle,
             self._check_text,
+            self._sleepers,
             on_demand=on_demand,
         )
+
+    def _staying(self, model: str) -> Supervisor:
+        """A model that is not being unloaded."""
+        supervisor = self._supervisor_of(model)
+        if supervisor.is_leaving:
+            raise ModelUnloading(f"model {model!r} is being unloaded", param="model")
+        return supervisor
 
     def _supervisor_of(self, model: str) -> Supervisor:
         self._check_not_draining()

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Container, Iterable
 from typing import Any, Generic
 
 from engine.contract.request import Event, EventT, Request
@@ -108,11 +108,12 @@ class StreamTable:
             stream.put(error)
             self._drop(stream)
 
-    def fail_all(self, error: EngineError) -> None:
-        """End every open stream with `error`."""
+    def fail_all(self, error: EngineError, but: Container[str] = ()) -> None:
+        """End every open stream with `error`, except those of some requests."""
         for stream in list(self._streams.values()):
-            stream.put(error)
-            self._drop(stream)
+            if stream.request_id not in but:
+                stream.put(error)
+                self._drop(stream)
 
     def end_adapter(self, adapter: str, error: EngineError) -> None:
         """End the open streams that use an adapter with `error`, in the engine as well."""

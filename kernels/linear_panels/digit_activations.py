@@ -32,7 +32,7 @@ def round_to_digits(x: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
     """
     groups = x.float().reshape(x.shape[0], x.shape[1] // group_size, group_size)
     finite = groups.isfinite().all(-1, keepdim=True)
-    rest = groups.where(finite, 0.0).abs().unflatten(-1, (-1, QUAD)).amax(-1)
+    rest = groups.where(finite, 0.0).abs().view(*groups.shape[:2], -1, QUAD).amax(-1)
     largest = rest.amax(-1, keepdim=True)
     for _ in range(group_size // QUAD // QUADS_PER_WIDE):
         rest.scatter_(-1, rest.argmax(-1, keepdim=True), -1.0)

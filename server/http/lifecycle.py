@@ -6,7 +6,7 @@ drain starts once and never ends, except with the process.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine.contract.status import ModelStatus, Phase
 
@@ -78,10 +78,11 @@ class Lifecycle:
 
         Models that failed to load count only if all models are required, or if no others are left:
         waiting would not bring them. A model that is loaded or unloaded while others serve does not
-        count: the server goes on as before.
+        count: the server goes on as before. One that sleeps or wakes takes requests.
         """
         if self.draining:
             return Readiness(Phase.DRAINING)
+        statuses = [replace(s, phase=Phase.READY) if s.is_asleep else s for s in statuses]
         staying = [s for s in statuses if s.phase is not Phase.DRAINING]
         settled = [s for s in staying if not s.joining]
         loadable = [s for s in settled if s.phase is not Phase.FAILED]

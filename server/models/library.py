@@ -82,7 +82,7 @@ class ModelLibrary:
         self._fetching = ThreadPoolExecutor(1, "fetch-adapters")
 
     async def load(self, order: LoadOrder) -> tuple[str, asyncio.Task[Info]]:
-        """Begin to load a model.
+        """Begin to load a model, or to wake one that sleeps.
 
         Returns:
             The name under which it will be served, and what `EngineClient.load` returns.
@@ -96,6 +96,8 @@ class ModelLibrary:
             EngineError: as in `EngineClient.load`.
         """
         self.check_open()
+        if self._engine.is_asleep(order.model) and order == LoadOrder(model=order.model):
+            return order.model, asyncio.create_task(self._engine.wake(order.model))
         spec = self._ordered(
             await asyncio.to_thread(self._loadable.find, order.model, order.ref), order
         )
@@ -138,6 +140,7 @@ class ModelLibrary:
         """
         self.check_open()
         folder = await asyncio.to_thread(self._loadable_adapters.find, name, place)
+        await self._engine.wake(model)
         if await asyncio.to_thread(needs_hub, folder):
             loop = asyncio.get_running_loop()
             folder = await loop.run_in_executor(self._fetching, self._fetch_adapter, folder)
@@ -152,7 +155,7 @@ class ModelLibrary:
             on_progress=lambda fraction, line: None,
         )
 
-    def unload_adapter(self, model: str, name: str) -> asyncio.Future[None]:
+    async def unload_adapter(self, model: str, name: str) -> asyncio.Future[None]:
         """Begin to unload a LoRA adapter. Its requests may take the server's drain time-out.
 
         Raises:
@@ -160,6 +163,7 @@ class ModelLibrary:
             EngineError: as in `EngineClient.unload_adapter`.
         """
         self.check_open()
+        await self._engine.wake(model)
         return self._engine.unload_adapter(model, name, self._settings.drain_timeout_s)
 
     async def entries(self) -> list[LibraryEntry]:

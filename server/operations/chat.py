@@ -5,9 +5,9 @@ from dataclasses import replace
 from fastapi import Response
 
 from engine.contract.generate import ModelInfo
+from engine.contract.operations import GENERATE
 from engine.errors import InvalidParameter
 from engine.text.chat_format import ChatFormat
-from server.catalog import find_model
 from server.http.engine_run import new_id
 from server.http.shape import encode
 from server.http.sse import until_disconnect
@@ -57,7 +57,7 @@ async def start_chat(
     """
     state, info = exchange.state, exchange.info
     check_width(body, exchange.config)
-    judge = semantic_judge(body, state)
+    judge = await semantic_judge(body, state)
     pictures = ChatPictures(body.messages, info, state, body.prompt_field)
     if pictures.urls:
         _check_combinable(body)
@@ -114,7 +114,7 @@ async def answer_with_count(
     """
     request, state = client.request, client.state
     headers = report_ignored_fields(request, client.sent or body)
-    info = find_model(state.engine, body.model)
+    info = await client.find(GENERATE, body.model)
     text = await state.texts.get(info)
     adds, param = bool(body.add_special_tokens), body.prompt_field
     encoding = chat_token_ids(body, body.messages, state, info, text, param, adds)

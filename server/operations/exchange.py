@@ -10,7 +10,7 @@ from fastapi import Request, Response
 
 from engine.contract.request import InfoT
 from engine.contract.settings import EngineConfig
-from server.catalog import config_of, find_offering
+from server.catalog import config_of
 from server.http.admission import Lease
 from server.http.engine_run import EngineRun, new_id
 from server.http.item_metrics import ItemMetrics
@@ -35,6 +35,9 @@ class Asking(Sent, Protocol):
 
     @property
     def priority(self) -> int | None: ...
+
+    @property
+    def ttl(self) -> float | None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,11 +79,10 @@ class Exchange(Generic[InfoT, MetricsT]):
         """
         request, state = client.request, client.state
         headers = report_ignored_fields(request, client.sent or body)
-        if info is None and served.default_model is None:
-            info = find_offering(state.engine, served.operation, body.model)
-        elif info is None:
-            finding = state.first_use.find(served.operation, body.model)
-            info = await until_disconnect(request.receive, finding)
+        if info is None:
+            info = await client.find(served.operation, body.model)
+        if body.ttl is not None and client.may_manage:
+            state.engine.keep_alive(info.model, body.ttl)
         streams = bool(getattr(body, "stream", None))
         annotate(request, model=info.name, stream=streams)
         config = config_of(state.engine, info.model)

@@ -7,7 +7,7 @@ from functools import partial
 from engine.contract.embed import EmbeddingModelInfo
 from engine.contract.operations import EMBED
 from engine.errors import EngineError, InvalidParameter, RequestAborted, RequestError
-from server.catalog import find_offering, names_made_for
+from server.catalog import names_made_for
 from server.embeddings.convert import embedding_request, token_ids
 from server.embeddings.inputs import Inputs
 from server.embeddings.semantic_entropy import clusters_of, entropy_of
@@ -26,7 +26,7 @@ Judge = Callable[[Sequence[str]], Awaitable[SemanticEntropy]]
 """Computes the entropy of the answers' texts."""
 
 
-def semantic_judge(body: ChatCompletionRequest, state: AppState) -> Judge | None:
+async def semantic_judge(body: ChatCompletionRequest, state: AppState) -> Judge | None:
     """A function that compares the answers; None if the request does not ask for it.
 
     Raises:
@@ -35,7 +35,7 @@ def semantic_judge(body: ChatCompletionRequest, state: AppState) -> Judge | None
     """
     if not body.semantic_entropy:
         return None
-    info, threshold = _find(body, state), body.meaning_threshold
+    info, threshold = await _find(body, state), body.meaning_threshold
 
     async def judge(texts: Sequence[str]) -> SemanticEntropy:
         distinct = [text for text in dict.fromkeys(texts) if text]
@@ -67,12 +67,12 @@ def semantic_judge(body: ChatCompletionRequest, state: AppState) -> Judge | None
     return judge
 
 
-def _find(body: ChatCompletionRequest, state: AppState) -> EmbeddingModelInfo:
+async def _find(body: ChatCompletionRequest, state: AppState) -> EmbeddingModelInfo:
     try:
         if not body.embedding_model and not names_made_for(state.engine, EMBED):
             # A text model would do only if it is asked for: its embeddings compare less well.
             raise InvalidParameter(SERVED_EMBEDDINGS.nothing_served)
-        return find_offering(state.engine, EMBED, body.embedding_model)
+        return await state.first_use.find(EMBED, body.embedding_model)
     except RequestError as error:
         raise InvalidParameter(
             f"semantic_entropy needs an embedding model to compare answers: {error.message}",

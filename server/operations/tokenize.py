@@ -3,8 +3,9 @@
 from fastapi import Request
 
 from engine.contract.generate import ModelInfo
+from engine.contract.operations import GENERATE
 from engine.errors import InvalidParameter
-from server.catalog import config_of, find_model
+from server.catalog import config_of
 from server.http.sse import until_disconnect
 from server.operations.chat_pictures import ChatPictures
 from server.protocol.chat import ChatMessage, ChatTemplateOptions
@@ -21,7 +22,7 @@ async def token_ids(body: TokenizeRequest, request: Request, state: AppState) ->
     Raises:
         EngineError: the text is refused, or too long.
     """
-    info = find_model(state.engine, body.model)
+    info = await until_disconnect(request.receive, state.first_use.find(GENERATE, body.model))
     if isinstance(body.text, list):
         raise InvalidParameter("prompt must be a single text here; send one string", param="prompt")
     encoding = all_token_ids(body, state, info, await state.texts.get(info))

@@ -27,8 +27,8 @@ if TYPE_CHECKING:  # it brings rich, which is for terminals only
 
 _POLL_S = 0.1
 _QUIET_S = 5.0
-_SETTLED = (Phase.READY, Phase.FAILED, Phase.STOPPED)
-_TOLD_BY_ENGINE = (Phase.READY, Phase.DRAINING, Phase.STOPPED)
+_SETTLED = (Phase.READY, Phase.SLEEPING, Phase.FAILED, Phase.STOPPED)
+_TOLD_BY_ENGINE = (Phase.READY, Phase.SLEEPING, Phase.DRAINING, Phase.STOPPED)
 
 log = structlog.get_logger(__name__)
 
@@ -64,7 +64,8 @@ class Announcer:
             statuses = await self._watch(
                 self._report if self._screen is None else self._screen.show
             )
-        ready = [status.model for status in statuses if status.phase is Phase.READY]
+        served = (Phase.READY, Phase.SLEEPING)
+        ready = [status.model for status in statuses if status.phase in served]
         if not ready:
             self.nothing_serves = {status.phase for status in statuses} == {Phase.FAILED}
             return

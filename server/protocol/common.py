@@ -292,6 +292,14 @@ class ModelRequest(RequestBody):
         max_length=256,
         description="Id of a served model. May be left out if exactly one is served.",
     )
+    ttl: float | None = Field(
+        None,
+        ge=-1,
+        le=MAX_TOKEN_COUNT,
+        description="LM Studio's field: seconds without a request after which the model sleeps; "
+        "-1 is never. Default: the server's sleep_idle_seconds. Where there are admin keys, it "
+        "needs one.",
+    )
 
 
 class StreamOptions(WireModel):

@@ -76,9 +76,11 @@ class UnloadModelRequest(ChangeOrder):
 class LoadStatus:
     """The state of a model. `value` and `failed` are llama-server's."""
 
-    value: Literal["loaded", "loading", "downloading", "unloading", "unloaded"]
+    value: Literal["loaded", "loading", "downloading", "unloading", "sleeping", "unloaded"]
     failed: bool
     """The model is not loaded because loading it failed."""
+    pinned: bool
+    """The model is never put to sleep."""
     phase: str | None
     """The phase, as in `GET /ready`; null if the model is not loaded."""
     progress: float | None

@@ -74,7 +74,7 @@ async def unload_adapter(body: UnloadAdapterRequest, request: Request, state: St
             "that model, or leave model out",
             param="lora_name",
         )
-    unload = state.library.unload_adapter(model, body.lora_name)
+    unload = await state.library.unload_adapter(model, body.lora_name)
     unload.add_done_callback(lambda _: state.metrics.forget(model, body.lora_name))
     await asyncio.shield(unload)
     return UnloadedAdapter(lora_name=body.lora_name, model=model)

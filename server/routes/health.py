@@ -58,15 +58,15 @@ async def get_ready(state: StateDep, response: Response) -> dict[str, Any]:
     | {503: {"description": "Loading, failed, restarting or draining."}},
 )
 async def get_model_ready(model_id: ModelId, state: StateDep, response: Response) -> dict[str, Any]:
-    """Answers 200 while this model is served, otherwise 503 with its phase, and with the reason if
-    it failed. Ids may contain slashes."""
+    """Answers 200 while this model is served or sleeps, otherwise 503 with its phase, and with the
+    reason if it failed. Ids may contain slashes."""
     statuses = state.engine.statuses()
     status = next((status for status in statuses if status.model == model_id), None)
     if status is None:
         raise unknown_model(state.engine, model_id)
     if state.lifecycle.draining:
         status = replace(status, phase=Phase.DRAINING)
-    _set_head(response, ready=status.phase is Phase.READY)
+    _set_head(response, ready=status.is_asleep or status.phase is Phase.READY)
     return _state_of(status)
 
 

@@ -9,34 +9,23 @@ from typing import Any
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from engine.contract.status import Phase
 from engine.errors import ModelLoadError
 from server.dependencies import StateDep, check_admin
 from server.http.errors import load_error_response
 from server.http.json_route import JsonRoute
 from server.http.log_fields import annotate
 from server.models.library import LibraryEntry, LoadOrder
+from server.models.load_status import status_of
 from server.protocol.answers import change_answers, error_answers
 from server.protocol.model_loading import (
     LoadableCard,
     LoadableList,
     LoadModelRequest,
-    LoadStatus,
     ModelChange,
     UnloadModelRequest,
 )
 
 router = APIRouter(route_class=JsonRoute, tags=["models"])
-
-_VALUES = {
-    Phase.READY: "loaded",
-    Phase.DOWNLOADING: "downloading",
-    Phase.DRAINING: "unloading",
-    Phase.FAILED: "unloaded",
-    Phase.STOPPED: "unloaded",
-}
-"""llama-server's names of phases; all other phases are its `loading`."""
-
 
 _ADMIN = [Depends(check_admin)]
 _ANSWERS = {
@@ -73,7 +62,7 @@ async def load_model(
             await asyncio.shield(load)
         except ModelLoadError as error:
             return load_error_response(error)
-    return ModelChange(model=name, status=_status(await state.library.entry(name)))
+    return ModelChange(model=name, status=status_of(await state.library.entry(name)))
 
 
 @router.post(
@@ -94,7 +83,7 @@ async def unload_model(
         response.status_code = 202
     else:
         await asyncio.shield(unload)
-    return ModelChange(model=body.model, status=_status(await state.library.entry(body.model)))
+    return ModelChange(model=body.model, status=status_of(await state.library.entry(body.model)))
 
 
 def _card(entry: LibraryEntry) -> LoadableCard:
@@ -105,25 +94,5 @@ def _card(entry: LibraryEntry) -> LoadableCard:
         kind=None if status is None else status.kind,
         loadable=entry.is_loadable,
         settings=dict(entry.settings),
-        status=_status(entry),
-    )
-
-
-def _status(entry: LibraryEntry) -> LoadStatus:
-    status = entry.status
-    if status is None:
-        failure = entry.failure
-        value, phase, progress = "unloaded", None, None
-        detail = None if failure is None else failure.message
-    else:
-        failure = status.failure
-        value, phase = _VALUES.get(status.phase, "loading"), status.phase.value
-        progress, detail = status.progress, status.news
-    return LoadStatus(
-        value=value,  # type: ignore[arg-type]  # the table's values are its
-        failed=failure is not None,
-        phase=phase,
-        progress=progress,
-        detail=detail,
-        error_code=None if failure is None else failure.code,
+        status=status_of(entry),
     )

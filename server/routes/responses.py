@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Path, Query, Request
 from fastapi import Response as HttpResponse
 
+from engine.contract.operations import GENERATE
 from engine.errors import InvalidParameter, UnsupportedFeature
-from server.catalog import find_model
 from server.dependencies import ClientDep, StateDep
 from server.http.json_route import JsonRoute
 from server.http.log_fields import annotate
@@ -41,7 +41,7 @@ async def create_response(body: ResponseRequest, client: ClientDep) -> HttpRespo
     await asyncio.sleep(0)  # reading a long body took a while, and so will converting it
     request, state = client.request, client.state
     store, owner = state.responses, owner_of(request)
-    model = find_model(state.engine, body.model).name
+    model = (await client.find(GENERATE, body.model)).name
     stores = _stores(body, state)
     before = store.conversation(body.previous_response_id, owner)
     chat = chat_of(body, before)

@@ -5,8 +5,10 @@ from typing import Any
 import msgspec
 from fastapi import APIRouter, Request, Response
 
+from engine.contract.generate import ModelInfo
+from engine.contract.operations import GENERATE
 from engine.contract.token_ids import check_token_ids
-from server.catalog import find_default_model, find_model
+from server.catalog import find_model
 from server.dependencies import ModelName, StateDep
 from server.http.json_route import JsonRoute
 from server.http.sse import until_disconnect
@@ -22,6 +24,7 @@ from server.protocol.tokenize import (
     TokenizeRequest,
     TokenizerInfo,
 )
+from server.state import ClientRequest
 from server.text.convert import check_num_tokens
 from server.text.texts import ModelText
 from server.text.tokenizer_info import tokenizer_info
@@ -36,7 +39,7 @@ router = APIRouter(route_class=JsonRoute, tags=["text"])
 async def tokenize(body: TokenizeRequest, request: Request, state: StateDep) -> Response:
     """Returns the token ids of a prompt or a conversation, which may be up to four times as long as
     the model takes (or 65,536 tokens)."""
-    info = find_default_model(state.engine, body.model)
+    info = await _model(body, ClientRequest(request, state))
     text = await state.texts.get(info)
     each = await until_disconnect(request.receive, all_token_ids(body, state, info, text))
     counts = [len(tokens) for tokens in each]
@@ -56,7 +59,7 @@ async def tokenize(body: TokenizeRequest, request: Request, state: StateDep) -> 
 @router.post("/v1/detokenize", include_in_schema=False)
 async def detokenize(body: DetokenizeRequest, request: Request, state: StateDep) -> Response:
     """Returns the tokens' text, including special tokens."""
-    info = find_default_model(state.engine, body.model)
+    info = await _model(body, ClientRequest(request, state))
     check_num_tokens(body.tokens, info)
     check_token_ids(body.tokens, info.vocab_size, "tokens")
     text = await state.texts.get(info)
@@ -97,3 +100,9 @@ def _respond(answer: Tokenized | Detokenized, body: ModelRequest) -> Response:
         media_type="application/json",
         headers=ignored_fields_header(body),
     )
+
+
+async def _model(body: ModelRequest, client: ClientRequest) -> ModelInfo:
+    """The model of that id. Without one the first text model, as any will do."""
+    infos = client.state.engine.infos(GENERATE)
+    return await client.find(GENERATE, body.model or (infos[0].model if infos else None))

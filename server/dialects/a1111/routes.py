@@ -9,7 +9,6 @@ from fastapi import APIRouter, Request, Response
 from engine.contract.kinds import kind_for
 from engine.contract.operations import DRAW
 from engine.errors import UnsupportedFeature
-from server.catalog import find_image_model
 from server.dependencies import ClientDep, StateDep
 from server.dialects.a1111 import listings
 from server.dialects.a1111.convert import (
@@ -51,7 +50,7 @@ _IMAGES = answers({"images": ["..."], "parameters": {}, "info": "{}"})
 @router.post("/sdapi/v1/txt2img", summary="Draw images", responses=_IMAGES)
 async def txt2img(body: Txt2ImgRequest, client: ClientDep) -> Response:
     """Draws images from a prompt."""
-    openai = drawing_body(body, find_image_model(client.state.engine, model_of(body)))
+    openai = drawing_body(body, await client.find(DRAW, model_of(body)))
     client = client.with_sent(body, A1111Shape(body))
     return await answer_images(openai, client, "image_generation")
 
@@ -59,7 +58,7 @@ async def txt2img(body: Txt2ImgRequest, client: ClientDep) -> Response:
 @router.post("/sdapi/v1/img2img", summary="Redraw an image", responses=_IMAGES)
 async def img2img(body: Img2ImgRequest, client: ClientDep) -> Response:
     """Redraws a whole image, or the part that a mask marks."""
-    openai = redrawing_body(body, find_image_model(client.state.engine, model_of(body)))
+    openai = redrawing_body(body, await client.find(DRAW, model_of(body)))
     client = client.with_sent(body, A1111Shape(body))
     body.init_images, body.mask = [], None
     return await answer_images(openai, client, "image_edit")

@@ -57,7 +57,7 @@ async def complete(body: LlamaCompletionRequest, client: ClientDep) -> Response:
 @router.post("/infill", summary="Fill a gap", responses=_text_answers())
 async def infill(body: LlamaInfillRequest, client: ClientDep) -> Response:
     """Fills a gap in a text. The model must have tokens for gaps."""
-    info = find_model(client.state.engine, body.model)
+    info = await client.find(GENERATE, body.model)
     text = await client.state.texts.get(info)
     tokens = GapTokens.of(text.tokenizer.raw.token_to_id)
     texts = texts_of(body)
@@ -111,7 +111,7 @@ async def props(state: StateDep, model: ModelName = None) -> dict[str, Any]:
         "bos_token": tokenizer.special_tokens.get("bos_token") or "",
         "eos_token": tokenizer.special_tokens.get("eos_token") or "",
         "build_info": f"tandem {__version__}",
-        "is_sleeping": False,
+        "is_sleeping": state.engine.is_asleep(info.model),
     }
 
 
@@ -149,7 +149,8 @@ def _running(info: ModelInfo, request: Request, state: AppState) -> list[dict[st
 async def _answer(
     openai: CompletionRequest, body: LlamaTextRequest, client: ClientRequest
 ) -> Response:
-    text = await client.state.texts.get(find_model(client.state.engine, body.model))
+    info = await client.find(GENERATE, body.model)
+    text = await client.state.texts.get(info)
     told = (body.model_fields_set & type(body).model_fields.keys()) - _PROMPTS
     [prompt] = openai.prompt
     shape = LlamaShape(

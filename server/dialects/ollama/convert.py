@@ -81,6 +81,7 @@ def _text_fields(body: TextFields, model: str | None) -> dict[str, Any]:
     streams = body.stream is not False
     fields = {
         "model": model,
+        "ttl": body.idle_s,
         "stream": streams,
         "stream_options": {"include_usage": True} if streams else None,
         "response_format": _response_format(body.format),

@@ -2,12 +2,17 @@
 
 import hashlib
 import re
+import time
+from dataclasses import dataclass
 from typing import Any
 
 from engine.contract.embed import EmbeddingModelInfo
 from engine.contract.generate import ModelInfo
+from engine.contract.status import ModelStatus
 from engine.text.chat_format import ChatFormat
 from server.dialects.ollama.shape import timestamp
+
+_NEVER = "9999-12-31T23:59:59Z"
 
 AnyTextInfo = ModelInfo | EmbeddingModelInfo
 """Facts about a model that Ollama's routes can use."""
@@ -25,12 +30,22 @@ def listed(info: AnyTextInfo) -> dict[str, Any]:
     }
 
 
-def running(info: AnyTextInfo) -> dict[str, Any]:
-    """An entry of `/api/ps`; models never expire here."""
+@dataclass(frozen=True, slots=True)
+class MemoryHeld:
+    """The bytes that a model holds."""
+
+    on_host: int
+    on_gpus: int
+
+
+def running(info: AnyTextInfo, status: ModelStatus, held: MemoryHeld) -> dict[str, Any]:
+    """An entry of `/api/ps`."""
+    left_s = None if status.sleep_after_s is None else status.sleep_after_s - status.idle_s
     return {
         **listed(info),
-        "expires_at": "9999-12-31T23:59:59Z",
-        "size_vram": 0,
+        "size": held.on_host + held.on_gpus,
+        "expires_at": _NEVER if left_s is None else timestamp(time.time() + max(0.0, left_s)),
+        "size_vram": held.on_gpus,
         "context_length": info.max_model_len,
     }
 

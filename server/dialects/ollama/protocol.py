@@ -1,10 +1,11 @@
 """Bodies of Ollama's routes. Values that become fields of OpenAI's bodies are checked there."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
+from server.dialects.ollama.keep_alive import seconds_of
 from server.dialects.ollama.options import ignored_options
 from server.protocol.common import MAX_TOKEN_COUNT, ModelRequest, WireModel
 from server.protocol.scores import Texts
@@ -12,7 +13,6 @@ from server.protocol.scores import Texts
 _MAX_MESSAGES = 4096
 
 _NO_EFFECT: Mapping[str, str] = {
-    "keep_alive": "models stay loaded until they are unloaded",
     "truncate": "a conversation that is too long is refused, never cut",
     "shift": "a text ends where the context does",
 }
@@ -36,12 +36,27 @@ class OllamaRequest(ModelRequest):
     _no_effect: ClassVar[Mapping[str, str]] = _NO_EFFECT
     _unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = _UNSUPPORTED
 
+    keep_alive: float | Annotated[str, Field(max_length=64)] | None = Field(
+        None,
+        description="How long the model stays awake without a request: seconds, or a duration such "
+        "as 10m; negative is for ever, 0 lets it sleep at once. Default: the server's "
+        "sleep_idle_seconds. Where there are admin keys, it needs one.",
+    )
     options: Options | None = Field(
         None,
         max_length=128,
         description="num_predict, stop, seed and the sampler parameters. Options for loading the "
         "model, such as num_ctx, have no effect.",
     )
+
+    @property
+    def idle_s(self) -> float | None:
+        """The idle seconds after which the model sleeps, if the request says so.
+
+        Raises:
+            InvalidParameter: `keep_alive` is no time.
+        """
+        return self.ttl if self.keep_alive is None else seconds_of(self.keep_alive)
 
     def ignored_fields(self) -> list[str]:
         return [*super().ignored_fields(), *ignored_options(self.options or {})]

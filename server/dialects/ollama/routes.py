@@ -2,11 +2,13 @@
 
 import time
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import APIRouter, Request, Response
 
+from engine.contract.generate import ModelInfo
 from engine.contract.operations import EMBED, GENERATE
+from engine.contract.status import Phase
 from engine.errors import InvalidParameter
 from engine.version import __version__
 from server.catalog import config_of, each_name, find_any_model, find_model
@@ -18,7 +20,7 @@ from server.dialects.ollama.convert import (
     raw_body,
     served_name,
 )
-from server.dialects.ollama.models import AnyTextInfo, described, listed, running
+from server.dialects.ollama.models import AnyTextInfo, MemoryHeld, described, listed, running
 from server.dialects.ollama.protocol import (
     OllamaChatRequest,
     OllamaEmbeddingsRequest,
@@ -26,6 +28,7 @@ from server.dialects.ollama.protocol import (
     OllamaGenerateRequest,
     OllamaPullRequest,
     OllamaShowRequest,
+    TextFields,
 )
 from server.dialects.ollama.shape import LINES, OllamaShape, error_shape, loaded
 from server.embeddings.answers import plain_embeddings
@@ -33,11 +36,12 @@ from server.embeddings.convert import Embedded
 from server.embeddings.inputs import Inputs
 from server.http.json_route import JsonRoute
 from server.http.shape import encode
+from server.http.sse import until_disconnect
 from server.operations.chat import answer_chat
 from server.operations.completion import answer_completion
 from server.operations.embed import answer_embeddings
 from server.protocol.embeddings import EmbeddingsRequest
-from server.state import AppState
+from server.state import AppState, ClientRequest
 
 
 class _Route(JsonRoute):
@@ -72,10 +76,10 @@ _answers = partial(responses, failure={"error": "..."})
 async def chat(body: OllamaChatRequest, client: ClientDep) -> Response:
     """Answers line by line, or whole with `stream: false`."""
     model = served_name(client.state.engine, body.model)
+    info = await client.find(GENERATE, model)
     if not body.messages:
-        info = find_model(client.state.engine, model)
-        return Response(loaded(body.model or info.name, "message"), media_type=_JSON)
-    shape = OllamaShape(body.model or find_model(client.state.engine, model).name, "message")
+        return await _changed(body, client, info, "message")
+    shape = OllamaShape(body.model or info.name, "message")
     return await answer_chat(chat_body(body, model), client.with_sent(body, shape))
 
 
@@ -87,9 +91,9 @@ async def chat(body: OllamaChatRequest, client: ClientDep) -> Response:
 async def generate(body: OllamaGenerateRequest, client: ClientDep) -> Response:
     """Answers line by line, or whole with `stream: false`."""
     model = served_name(client.state.engine, body.model)
-    info = find_model(client.state.engine, model)
+    info = await client.find(GENERATE, model)
     if not body.prompt:
-        return Response(loaded(body.model or info.name, "response"), media_type=_JSON)
+        return await _changed(body, client, info, "response")
     shape = OllamaShape(body.model or info.name, "response")
     if body.raw or not (await client.state.texts.get(info)).has_chat_template:
         openai = raw_body(body, model)
@@ -115,7 +119,7 @@ async def embed_texts(body: OllamaEmbedRequest, client: ClientDep) -> Response:
         return encode(answer)
 
     fields = {"model": model, "input": body.input, "dimensions": body.dimensions}
-    openai = openai_body(EmbeddingsRequest, fields)
+    openai = openai_body(EmbeddingsRequest, {**fields, "ttl": body.idle_s})
     inputs = Inputs({"input": body.input})
     return await answer_embeddings(
         openai,
@@ -138,7 +142,9 @@ async def embed_text(body: OllamaEmbeddingsRequest, client: ClientDep) -> Respon
         [numbers] = await plain_embeddings(embedded)
         return encode({"embedding": numbers})
 
-    openai = openai_body(EmbeddingsRequest, {"model": model, "input": body.prompt})
+    openai = openai_body(
+        EmbeddingsRequest, {"model": model, "input": body.prompt, "ttl": body.idle_s}
+    )
     inputs = Inputs({"prompt": [body.prompt]})
     return await answer_embeddings(
         openai, inputs, write, client.with_sent(body), keep=_ALL_THAT_FIT
@@ -153,8 +159,20 @@ async def tags(state: StateDep) -> dict[str, Any]:
 
 @router.get("/api/ps", summary="List the loaded models", responses=_answers({"models": []}))
 async def ps(state: StateDep) -> dict[str, Any]:
-    """Lists the same models as `/api/tags`: here they are all loaded."""
-    return {"models": [running(info) for info in _infos(state)]}
+    """Lists the models of `/api/tags` that are awake, the memory that they hold, and when they will
+    sleep."""
+    awake = {one.model: one for one in state.engine.statuses() if one.phase is Phase.READY}
+    held = {
+        model: MemoryHeld(*(sum(_bytes_of(state, model, on_gpu)) for on_gpu in (False, True)))
+        for model in awake
+    }
+    return {
+        "models": [
+            running(info, awake[info.model], held[info.model])
+            for info in _infos(state)
+            if info.model in awake
+        ]
+    }
 
 
 @router.post("/api/show", summary="Describe a model", responses=_answers({"model_info": {}}))
@@ -194,6 +212,30 @@ async def version() -> dict[str, str]:
     """Returns the version of Ollama whose fields these routes have, by which clients decide what to
     send; `tandem` is our own version."""
     return {"version": _OLLAMA_VERSION, "tandem": __version__}
+
+
+async def _changed(
+    body: TextFields, client: ClientRequest, info: ModelInfo, holds: Literal["message", "response"]
+) -> Response:
+    """The answer to a request without a text: it wakes the model or, with a `keep_alive` of 0, lets
+    it sleep."""
+    engine, idle_s = client.state.engine, body.idle_s
+    if idle_s is not None and client.may_manage:
+        engine.keep_alive(info.model, idle_s)
+    is_over = idle_s == 0
+    if not is_over:
+        await until_disconnect(client.request.receive, engine.wake(info.model))
+    answer = loaded(body.model or info.name, holds, "unload" if is_over else "load")
+    return Response(answer, media_type=_JSON)
+
+
+def _bytes_of(state: AppState, model: str, on_gpu: bool) -> list[int]:
+    """The bytes that a model holds on each device of that kind."""
+    return [
+        memory.held_bytes.get(model, 0)
+        for memory in state.engine.memory()
+        if memory.device.startswith("cuda") is on_gpu
+    ]
 
 
 def _infos(state: AppState) -> list[AnyTextInfo]:

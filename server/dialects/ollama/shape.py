@@ -159,9 +159,9 @@ class OllamaShape(Shape):
         self._called[piece.index] = (name, arguments)
 
 
-def loaded(model: str, holds: Literal["message", "response"]) -> bytes:
-    """Ollama's answer to a request that only asks whether a model is loaded."""
-    part = Part(model=model, created_at=now(), done=True, done_reason="load")
+def loaded(model: str, holds: Literal["message", "response"], reason: str) -> bytes:
+    """Ollama's answer to a request that only loads or unloads a model."""
+    part = Part(model=model, created_at=now(), done=True, done_reason=reason)
     if holds == "message":
         part.message = Message("")
     else:

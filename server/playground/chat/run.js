@@ -158,7 +158,7 @@ export class Run {
       await refreshModels();
       const model = catalogue.value.models?.find(({ id }) => id === this.body.model);
       if (model?.state === "loaded") return;
-      if (model?.state === "failed" || model?.state === "unloaded") throw error;
+      if (["failed", "sleeping", "unloaded"].includes(model?.state)) throw error;
       this.waitsFor = `${this.body.model} is loading${model?.progress ? `, ${Math.round(100 * model.progress)} %` : ""}`;
       this.#tell();
       await this.#pause(ASK_AGAIN_MS);

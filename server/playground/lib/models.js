@@ -6,8 +6,8 @@ const STEADY_MS = 15_000;
 const CHANGING_MS = 1_000;
 
 /** `{ models, error }`. `models` is null until the first answer. A model is
- * `{ id, kind, state, progress, detail, failed, loadable, card }`; `card` is that of `/v1/models`,
- * or null unless it is loaded. */
+ * `{ id, kind, state, progress, detail, pinned, loadable, card }`; `card` is that of `/v1/models`,
+ * or null if nothing is known of the model yet. */
 export const catalogue = new Signal({ models: null, error: null });
 
 let timer = null;
@@ -36,7 +36,7 @@ export function modelsOfKind(models, kind) {
 }
 
 function isChanging({ models, error }) {
-  return error !== null || models.some(({ state }) => state !== "loaded" && state !== "unloaded");
+  return error !== null || models.some(({ state }) => !["loaded", "sleeping", "unloaded"].includes(state));
 }
 
 function merge(cards, states) {
@@ -48,6 +48,7 @@ function merge(cards, states) {
     state: status.failed ? "failed" : status.value,
     progress: status.progress,
     detail: status.detail,
+    pinned: status.pinned,
     loadable,
     settings,
     parent: null,

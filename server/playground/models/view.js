@@ -1,6 +1,6 @@
 // The models: their states and memory, what they do now, and the requests in work.
 import { html, useEffect, useRef, useState } from "../lib/dom.js";
-import { call } from "../lib/api.js";
+import { call, send } from "../lib/api.js";
 import { bytes, percent, rate, seconds } from "../lib/format.js";
 import { refreshModels, useModels } from "../lib/models.js";
 import { announce, ErrorNote } from "../lib/ui.js";
@@ -99,24 +99,31 @@ function Memory({ now }) {
 
 function Model({ model, now, before }) {
   const [error, setError] = useState(null);
-  const act = async (path, news) => {
+  const act = async (path, news, body = { model: model.id, wait: false }) => {
     setError(null);
     try {
-      await call(`models/${path}`, { body: { model: model.id, wait: false } });
+      await send(path, { body });
       announce(news);
       refreshModels();
     } catch (problem) {
       setError(problem);
     }
   };
+  const sleep = () => act(`sleep?model=${encodeURIComponent(model.id)}`, `${model.id} sleeps`, {});
+  const wake = () => act("models/load", `${model.id} wakes`);
+  const pin = () => act("models/pin", `${model.id} is ${model.pinned ? "not pinned any more" : "pinned"}`, { model: model.id, pinned: !model.pinned });
+  const isServed = !model.parent && ["loaded", "sleeping"].includes(model.state);
   const isGone = model.state === "unloaded" || model.state === "failed";
   return html`<li class="model is-${model.state}">
     <div class="model-head">
       <h3>${model.id}</h3>
       ${model.kind && html`<span class="chip">${KINDS[model.kind] ?? model.kind}</span>`}
       <${State} model=${model} />
-      ${model.loadable && isGone && html`<button type="button" onClick=${() => act("load", `${model.id} is being loaded`)}>Load</button>`}
-      ${!model.parent && !isGone && model.state !== "unloading" && html`<button type="button" class="quiet" onClick=${() => act("unload", `${model.id} is being unloaded`)}>${model.state === "loaded" ? "Unload" : "Cancel"}</button>`}
+      ${model.loadable && isGone && html`<button type="button" onClick=${() => act("models/load", `${model.id} is being loaded`)}>Load</button>`}
+      ${isServed && html`<button type="button" class="quiet" aria-pressed=${model.pinned ? "true" : "false"} onClick=${pin}>Pin</button>`}
+      ${isServed && !model.pinned && model.state === "loaded" && html`<button type="button" class="quiet" onClick=${sleep}>Sleep</button>`}
+      ${isServed && model.state === "sleeping" && html`<button type="button" onClick=${wake}>Wake</button>`}
+      ${!model.parent && !isGone && model.state !== "unloading" && html`<button type="button" class="quiet" onClick=${() => act("models/unload", `${model.id} is being unloaded`)}>${isServed ? "Unload" : "Cancel"}</button>`}
     </div>
     <${Facts} model=${model} now=${now} before=${before} />
     ${model.state !== "loaded" && model.detail && html`<p class="hint">${model.detail}</p>`}
@@ -125,7 +132,7 @@ function Model({ model, now, before }) {
 }
 
 function State({ model: { state, progress } }) {
-  const isMoving = !["loaded", "unloaded", "failed"].includes(state);
+  const isMoving = !["loaded", "sleeping", "unloaded", "failed"].includes(state);
   return html`<span class="state"><i aria-hidden="true"></i>${state}${isMoving && progress ? ` ${percent(progress)}` : ""}</span>
     ${isMoving && html`<progress aria-label="Progress" max="1" value=${progress ?? undefined}></progress>`}`;
 }

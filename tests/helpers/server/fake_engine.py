@@ -77,7 +77,8 @@ class FakeEngine(EngineClient):
         config_of_server: the configuration of models without settings of their own.
         specs: what was loaded on demand, by name.
         adapter_orders: the adapters that were loaded on demand.
-        load_error: what becomes of loads.
+        kept_alive: the idle seconds that requests have set, by model.
+        load_error: what becomes of loads and wakes.
         make_info: the info of a model that is loaded.
         may_change: loads and unloads wait for it.
     """
@@ -116,6 +117,7 @@ class FakeEngine(EngineClient):
         self.config_of_server = EngineConfig()
         self.specs: dict[str, ModelSpec] = {}
         self.adapter_orders: list[AdapterOrder] = []
+        self.kept_alive: dict[str, float | None] = {}
         self.load_error: EngineError | None = None
         self.make_info: Callable[[ModelSpec], Info] = _info_of
         self.may_change = asyncio.Event()
@@ -138,7 +140,7 @@ class FakeEngine(EngineClient):
             raise Draining("the server is shutting down; send the request elsewhere")
         if status.phase is Phase.DRAINING:
             raise ModelUnloading(f"{request.model} is being unloaded")
-        if status.phase is not Phase.READY:
+        if status.phase not in (Phase.READY, Phase.SLEEPING):
             raise ModelNotReady(f"{request.model} is {status.phase}; try again later")
         self.requests.append(request)
         if request.model in self.held:
@@ -151,7 +153,8 @@ class FakeEngine(EngineClient):
         return live.stream
 
     def models(self) -> list[Info]:
-        ready = [name for name, status in self._statuses.items() if status.phase is Phase.READY]
+        phases = (Phase.READY, Phase.SLEEPING)
+        ready = [name for name, status in self._statuses.items() if status.phase in phases]
         return [info for info in self.served.values() if info.model in ready]
 
     def statuses(self) -> list[ModelStatus]:
@@ -183,6 +186,34 @@ class FakeEngine(EngineClient):
             raise ModelConflict(f"{model} is already being unloaded", param="model")
         self.set_status(model, Phase.DRAINING)
         return asyncio.get_running_loop().create_task(self._unload(model, drain_timeout_s))
+
+    async def wake(self, model: str) -> Info:
+        """Wait for `may_change`; a model that slept then serves as `make_info` says."""
+        if self._statuses[model].is_asleep:
+            await self.may_change.wait()
+            if self.load_error is not None:
+                raise self.load_error
+            self.serve(self.served.get(model) or self.make_info(ModelSpec.create(model)))
+        return self.served[model]
+
+    def sleep(self, model: str) -> "asyncio.Task[None]":
+        async def fall_asleep() -> None:
+            await self.may_change.wait()
+            self.set_status(model, Phase.SLEEPING)
+
+        if model not in self._statuses:
+            raise UnknownModel(f"the model {model!r} is not served here", param="model")
+        if self._statuses[model].pinned:
+            raise ModelConflict(f"{model} is pinned", param="model")
+        return asyncio.get_running_loop().create_task(fall_asleep())
+
+    def pin(self, model: str, pinned: bool) -> None:
+        if model not in self._statuses:
+            raise UnknownModel(f"the model {model!r} is not served here", param="model")
+        self._statuses[model] = replace(self._statuses[model], pinned=pinned)
+
+    def keep_alive(self, model: str, seconds: float | None) -> None:
+        self.kept_alive[model] = seconds
 
     def load_adapter(self, model: str, order: AdapterOrder) -> "asyncio.Future[AdapterReport]":
         info = self.served[model]

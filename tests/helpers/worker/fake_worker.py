@@ -7,10 +7,12 @@ loop for ever, 9 borrows as many bytes as the next token says and answers with w
 gives them back. A request that is never answered keeps its adapter from going. An adapter from the
 folder `broken` cannot be loaded, one from `slow` never ends to be. The model reference `broken`
 fails to load; `slow` takes half a second; `mute` says nothing; `dies` kills itself while it loads;
-`huge` asks for more memory than there is.
+`huge` asks for more memory than there is; `w300+200` asks for that much, in two steps; `once-FILE`
+loads only if the file does not exist, and creates it.
 """
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -35,7 +37,8 @@ def main() -> int:
     if spec.ref == "mute":
         time.sleep(60)
     link = Link(spec.address)
-    if spec.ref == "broken":
+    marked = spec.ref.partition("once-")[2]
+    if spec.ref == "broken" or os.path.exists(marked):
         link.send(
             messages.Failed(
                 Failure("corrupt_file", "the checkpoint is truncated", hint="looked for /somewhere")
@@ -43,6 +46,8 @@ def main() -> int:
         )
         link.close()
         return 1
+    if marked:
+        open(marked, "x").close()
     link.send(messages.Found("/somewhere"))
     if spec.ref == "slow":
         link.report(Phase.LOADING, 0.5, "half way")
@@ -50,7 +55,8 @@ def main() -> int:
     if spec.ref == "dies":
         os.kill(os.getpid(), signal.SIGKILL)
     try:
-        link.reserve("cpu", "weights", 1001 if spec.ref == "huge" else 100, 1000)
+        for size in sizes_of(spec.ref):
+            link.reserve("cpu", "weights", size, 1000)
     except InsufficientMemory as error:
         link.send(messages.Failed(Failure.of(error)))
         link.close()
@@ -119,6 +125,13 @@ def main() -> int:
                     unanswered[request.request_id] = request.adapter
                 else:
                     echo(link, request)
+
+
+def sizes_of(ref):
+    """The bytes that a model asks for."""
+    if re.fullmatch(r"w\d+(\+\d+)*", ref):
+        return [int(size) for size in ref[1:].split("+")]
+    return [1001 if ref == "huge" else 100]
 
 
 GRANTS = []

@@ -13,10 +13,16 @@ def status(phase, progress=None, model="m"):
 def test_serving_only_when_every_model_that_can_is_ready():
     lifecycle = Lifecycle(30.0)
     assert lifecycle.readiness([status(Phase.READY), status(Phase.READY)]).serving
-    for phase in set(Phase) - {Phase.READY, Phase.FAILED, Phase.DRAINING}:
+    for phase in set(Phase) - {Phase.READY, Phase.SLEEPING, Phase.FAILED, Phase.DRAINING}:
         readiness = lifecycle.readiness([status(Phase.READY), status(phase, 0.5)])
         assert not readiness.serving
         assert (readiness.phase, readiness.progress) == (phase, 0.5)
+
+
+def test_a_server_whose_models_sleep_or_wake_serves():
+    waking = ModelStatus(model="m", phase=Phase.LOADING, progress=0.5, waking=True)
+    for others in ([], [status(Phase.READY)], [status(Phase.SLEEPING)]):
+        assert Lifecycle(30.0, require_all=True).readiness([waking, *others]).serving
 
 
 def test_a_server_without_statuses_does_not_serve():

@@ -43,6 +43,22 @@ async def test_models_are_unloaded_and_refusals_are_shown(
     assert open_server.engine.statuses() == []
 
 
+async def test_models_sleep_wake_and_are_pinned(tokenizer_folder: Any, start_visit: Any) -> None:
+    server = TextServer(tokenizer_folder, enable_runtime_loading=True)
+    page = (await start_visit(server, "models")).page
+    row = page.locator(".model").filter(has_text=MODEL)
+    await row.get_by_role("button", name="Sleep").click()
+    await expect(row).to_contain_text("sleeping")
+    await row.get_by_role("button", name="Wake").click()
+    await expect(row.locator(".state")).to_have_text("loaded")
+    pin = row.get_by_role("button", name="Pin")
+    await expect(pin).to_have_attribute("aria-pressed", "false")
+    await pin.click()
+    await expect(pin).to_have_attribute("aria-pressed", "true")
+    await expect(row.get_by_role("button", name="Sleep")).to_have_count(0)
+    assert server.engine.statuses()[0].pinned
+
+
 async def test_a_request_in_work_is_listed_and_cancelled(
     server: TextServer, start_visit: Any
 ) -> None:

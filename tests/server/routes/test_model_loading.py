@@ -83,6 +83,7 @@ async def test_the_list_says_what_is_there_and_what_may_be_loaded(server: TextSe
     assert found[MODEL]["status"] == {
         "value": "loaded",
         "failed": False,
+        "pinned": False,
         "phase": "ready",
         "progress": None,
         "detail": None,

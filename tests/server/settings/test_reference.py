@@ -27,7 +27,7 @@ def test_names_are_unique_across_server_and_engine():
 def test_every_number_is_bounded(row):
     if row.name == "seed":  # any integer
         return
-    value = {row.name: "-1"}
+    value = {row.name: "-2"}
     with pytest.raises(Exception, match=row.option):
         load_settings({"engine": value} if row.is_engine else value)
 
