@@ -20,6 +20,8 @@ TOLERANCE = {
     torch.bfloat16: 1.6e-2,
     torch.float16: 2e-3,
 }
+SLACK = {"cpu": {torch.bfloat16: 2.4e-2}}
+"""Activations may become integers of one or two digits, see `digit_activations`."""
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ NOT_GUESSED = (
     *("images", "/sdapi/", "_id}", "/tokenizer_info", "/get_model_info"),
     *("/api/pull", "/api/show"),
     *("/models/load", "/models/unload", "lora_adapter", "/props", "/slots", "/infill"),
+    *("/sleep", "/wake_up", "/is_sleeping", "/models/pin"),
 )
 """Of pictures, ids and names; tests/server/images/test_fuzz.py has real ones. What loads models is
 off, and the model fills no gaps."""

@@ -70,7 +70,7 @@ def test_a_quantised_output_layer_is_not_rounded_to_bf16(engines, write):
         for folder, quantization in ((packed, "gptq"), (twin, "none"))
     ]
     differences = [abs(ours - theirs) for ours, theirs in zip(*scores, strict=True)]
-    assert sum(differences) / len(differences) < 0.02
+    assert sum(differences) / len(differences) < 0.04  # of activations of one or two digits
     assert max(differences) < 0.2
 
 
