@@ -6,7 +6,7 @@
 // are zeros. For many rows, codes are written to the cache as bytes, piece by piece, where each row
 // finds those of the quads that have a second digit.
 #include "digits.h"
-#include "fp32_tiles.h"
+#include "integer_sums.h"
 #include "packed_codes.h"
 #include "product.h"
 
@@ -41,10 +41,8 @@ void prepare_row(const X* x, int64_t blocks, const Format& format, bool few, int
     DigitBlock<groups> block(x);
     to = few ? block.store_all(to) : block.store_wide(to);
     for (int g = 0; g < groups; ++g) {
-      float scaled = block.scales[g] * float(block.sums[g]);
-      int32_t offsets = -int32_t(format.offset) * block.sums[g];
       std::memcpy(to + g, &block.scales[g], 4);
-      std::memcpy(to + groups + g, format.has_min ? (void*)&scaled : &offsets, 4);
+      to[groups + g] = format.factor(block.scales[g], block.sums[g]);
     }
     to += 2 * groups;
   }
@@ -60,50 +58,6 @@ fp32::Rows<int32_t> prepared_rows(const strips::Problem& p, const Format& format
     groups == 1 ? prepare_row<1>(x, blocks, format, few, to)
                 : prepare_row<2>(x, blocks, format, few, to);
   });
-}
-
-// A tile's sums of one group, in registers because all loops are unrolled.
-template <int rows, int strips>
-using Dots = IntLanes[rows][strips][fp32::kParts];
-
-template <int rows, int strips, class Function>
-ALWAYS_INLINE void for_tile(Function function) {
-#pragma GCC unroll 6
-  for (int r = 0; r < rows; ++r)
-#pragma GCC unroll 4
-    for (int s = 0; s < strips; ++s)
-#pragma GCC unroll 2
-      for (int part = 0; part < fp32::kParts; ++part) function(r, s, part);
-}
-
-// Adds a group's sums to the totals in memory, [rows][kGroup][16]. `numbers(s, part, min)` returns
-// the group's scales or minima of some outputs, `factors` are the rows' scales of the group and,
-// `next` further, those of offsets or minima.
-template <bool has_min, int rows, int strips, class Numbers>
-ALWAYS_INLINE void join(float* totals, const Numbers& numbers, const int32_t* factors,
-                        int64_t stride, int next, const Dots<rows, strips>& dots) {
-  struct Two {
-    Lanes scale, min;
-  } of_strip[strips][fp32::kParts];
-  for_tile<1, strips>([&](int, int s, int part) INLINE_BODY {
-    of_strip[s][part].scale = numbers(s, part, false);
-    if (has_min) of_strip[s][part].min = numbers(s, part, true);
-  });
-  // Otherwise compilers would keep them on the stack as well.
-  totals = fp32::anew(totals);
-#pragma GCC unroll 6
-  for (int r = 0; r < rows; ++r) {
-    const int32_t* row = factors + r * stride;
-    Lanes scale = (Lanes)repeat_word(row[0]), scaled_sum = (Lanes)repeat_word(row[next]);
-    for_tile<1, strips>([&](int, int s, int part) INLINE_BODY {
-      float* to = totals + (r * fp32::kGroup + s) * 16 + part * kLanes;
-      const Two& two = of_strip[s][part];
-      Lanes total = multiply_add(__builtin_convertvector(dots[r][s][part], Lanes),
-                                 two.scale * scale, load_lanes(to));
-      if (has_min) total = multiply_add(two.min, scaled_sum, total);
-      store(to, total);
-    });
-  }
 }
 
 // Records as they are stored, for few rows.
@@ -151,7 +105,7 @@ struct InRegisters {
               Block of_strip = block + s * panel;
               return min ? R::mins(of_strip, g, part) : R::scales(of_strip, g, part);
             },
-            factors, x_stride, R::groups, lower);
+            factors, factors + R::groups, x_stride, lower);
       }
     }
   }
@@ -244,7 +198,7 @@ struct InCache {
           const int32_t* at = block + s * strip + g * 16 + part * kLanes;
           return load_lanes((const float*)(min ? at + kMins : at));
         },
-        factors, x_stride, groups, dots);
+        factors, factors + groups, x_stride, dots);
   }
 };
 

@@ -4,8 +4,8 @@
 //
 // Few rows multiply codes as they are unpacked from their words, many after codes were written to
 // the cache as 16-bit numbers, piece by piece.
-#include "fp32_tiles.h"
 #include "int16.h"
+#include "integer_sums.h"
 #include "packed_codes.h"
 #include "product.h"
 
@@ -45,11 +45,8 @@ fp32::Rows<int32_t> prepared_rows(const strips::Problem& p, const Format& format
       std::memcpy(to + kWords, &block.scale, 4);
       float sums[2] = {block.sum_of_half(0), block.sum_of_half(1)};
       if (groups == 1) sums[0] += sums[1];
-      for (int g = 0; g < groups; ++g) {
-        float scaled = block.scale * sums[g];
-        int32_t offsets = -int32_t(format.offset) * int32_t(sums[g]);
-        std::memcpy(to + kWords + 1 + g, format.has_min ? (void*)&scaled : &offsets, 4);
-      }
+      for (int g = 0; g < groups; ++g)
+        to[kWords + 1 + g] = format.factor(block.scale, int32_t(sums[g]));
     }
   });
 }
@@ -61,60 +58,11 @@ struct RowBlock {
   int64_t stride;
 
   int32_t word(int r, int i) const { return at[r * stride + i]; }
-  int32_t offset(int r, int g) const { return word(r, kWords + 1 + g); }
-  Lanes scale(int r) const { return number(r, kWords); }
-  Lanes scaled_sum(int r, int g) const { return number(r, kWords + 1 + g); }
-
- private:
-  Lanes number(int r, int i) const { return (Lanes)(IntLanes{} + word(r, i)); }
+  int32_t offset(int r, int g) const { return factors(g)[r * stride]; }
+  const int32_t* scales() const { return at + kWords; }
+  // Of a group's offset or minimum.
+  const int32_t* factors(int g) const { return at + kWords + 1 + g; }
 };
-
-// A tile's sums of one group, in registers because all loops are unrolled.
-template <int rows, int strips>
-struct Dots {
-  IntLanes of[rows][strips][fp32::kParts];
-
-  ALWAYS_INLINE IntLanes& operator()(int r, int s, int part) { return of[r][s][part]; }
-  ALWAYS_INLINE IntLanes operator()(int r, int s, int part) const { return of[r][s][part]; }
-};
-
-template <int rows, int strips, class Function>
-ALWAYS_INLINE void for_tile(Function function) {
-#pragma GCC unroll 6
-  for (int r = 0; r < rows; ++r)
-#pragma GCC unroll 4
-    for (int s = 0; s < strips; ++s)
-#pragma GCC unroll 2
-      for (int part = 0; part < fp32::kParts; ++part) function(r, s, part);
-}
-
-// Adds a group's sums to the totals in memory, [rows][kGroup][16]. `numbers(s, part, min)` returns
-// the group's scales or minima of some outputs.
-template <bool has_min, int rows, int strips, class Numbers, class Block>
-ALWAYS_INLINE void join(float* totals, const Numbers& numbers, const Block& row, int g,
-                        const Dots<rows, strips>& dots) {
-  struct Two {
-    Lanes scale, min;
-  } of_strip[strips][fp32::kParts];
-  for_tile<1, strips>([&](int, int s, int part) INLINE_BODY {
-    of_strip[s][part].scale = numbers(s, part, false);
-    if (has_min) of_strip[s][part].min = numbers(s, part, true);
-  });
-  // Otherwise compilers would keep them on the stack as well.
-  totals = fp32::anew(totals);
-#pragma GCC unroll 6
-  for (int r = 0; r < rows; ++r) {
-    Lanes row_scale = row.scale(r), scaled_sum = row.scaled_sum(r, g);
-    for_tile<1, strips>([&](int, int s, int part) INLINE_BODY {
-      float* to = totals + (r * fp32::kGroup + s) * 16 + part * kLanes;
-      const Two& two = of_strip[s][part];
-      Lanes total = multiply_add(__builtin_convertvector(dots(r, s, part), Lanes),
-                                 two.scale * row_scale, load_lanes(to));
-      if (has_min) total = multiply_add(two.min, scaled_sum, total);
-      store(to, total);
-    });
-  }
-}
 
 // Records as they are stored.
 template <class R>
@@ -140,7 +88,7 @@ struct InRegisters {
       for (int half = 0; half < 2; ++half) {
         if (half < R::groups)
           for_tile<rows, strips>([&](int r, int s, int part) INLINE_BODY {
-            dots(r, s, part) = R::has_min ? IntLanes{} : IntLanes{} + row.offset(r, half);
+            dots[r][s][part] = R::has_min ? IntLanes{} : IntLanes{} + row.offset(r, half);
           });
         for_quads<R, rows>([&](int q) INLINE_BODY {
           add_quad(half, q, record, panel, row, dots);
@@ -153,7 +101,7 @@ struct InRegisters {
               Block of_strip = block + s * panel;
               return min ? R::mins(of_strip, g, part) : R::scales(of_strip, g, part);
             },
-            row, g, dots);
+            row.scales(), row.factors(g), row.stride, dots);
       }
     }
   }
@@ -170,7 +118,7 @@ struct InRegisters {
       for (int r = 0; r < rows; ++r)
 #pragma GCC unroll 2
         for (int i = 0; i < 2; ++i)
-          dots(r, s, part) = dot_pairs(dots(r, s, part), pairs[i], row.word(r, 2 * quad + i));
+          dots[r][s][part] = dot_pairs(dots[r][s][part], pairs[i], row.word(r, 2 * quad + i));
     });
   }
 };
@@ -216,7 +164,7 @@ struct InCache {
     const int32_t* codes = block + kCodes + g * pairs * 16;
     Dots<rows, strips> dots;
     for_tile<rows, strips>([&](int r, int s, int part) INLINE_BODY {
-      dots(r, s, part) = has_min ? IntLanes{} : IntLanes{} + row.offset(r, g);
+      dots[r][s][part] = has_min ? IntLanes{} : IntLanes{} + row.offset(r, g);
     });
 #pragma GCC unroll 2
     for (int i = 0; i < pairs; ++i) {
@@ -225,7 +173,7 @@ struct InCache {
         weights[s][part] = load_ints((const uint8_t*)(codes + s * strip + i * 16 + part * kLanes));
       });
       for_tile<rows, strips>([&](int r, int s, int part) INLINE_BODY {
-        dots(r, s, part) = dot_pairs(dots(r, s, part), weights[s][part], row.word(r, g * pairs + i));
+        dots[r][s][part] = dot_pairs(dots[r][s][part], weights[s][part], row.word(r, g * pairs + i));
       });
     }
     join<has_min, rows, strips>(
@@ -234,7 +182,7 @@ struct InCache {
           const int32_t* at = block + s * strip + g * 16 + part * kLanes;
           return load_lanes((const float*)(min ? at + kMins : at));
         },
-        row, g, dots);
+        row.scales(), row.factors(g), row.stride, dots);
   }
 };
 

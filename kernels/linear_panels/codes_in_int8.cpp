@@ -38,17 +38,16 @@ struct RowTiles {
 struct Activations {
   RowTiles tiles;
   int64_t blocks;
-  int offset, groups;
-  bool has_min;
+  Format format;
+  int groups;
   int words;  // of a row and block
   std::unique_ptr<int32_t[]> data;
 
   Activations(int64_t rows, int64_t blocks, const Format& format)
       : tiles(rows),
         blocks(blocks),
-        offset(int(format.offset)),
+        format(format),
         groups(groups_of(format.group)),
-        has_min(format.has_min),
         words(words_of(groups)),
         data(new int32_t[rows * blocks * words]) {}
 
@@ -68,23 +67,15 @@ struct Activations {
   }
 
  private:
-  int32_t of_group(float scale, int32_t sum) const {
-    if (!has_min) return -offset * sum;
-    float scaled = scale * float(sum);
-    int32_t bits;
-    std::memcpy(&bits, &scaled, 4);
-    return bits;
-  }
-
   void put(const Int8Block& block, int32_t* out, int64_t rows) const {
     for (int q = 0; q < kQuads; ++q) std::memcpy(out + q * rows, block.codes + 4 * q, 4);
     std::memcpy(out + kQuads * rows, &block.scale, 4);
     out += (kQuads + 1) * rows;
     if (groups == 1) {
-      *out = of_group(block.scale, block.sums[0] + block.sums[1]);
+      *out = format.factor(block.scale, block.sums[0] + block.sums[1]);
     } else {
-      out[0] = of_group(block.scale, block.sums[0]);
-      out[rows] = of_group(block.scale, block.sums[1]);
+      out[0] = format.factor(block.scale, block.sums[0]);
+      out[rows] = format.factor(block.scale, block.sums[1]);
     }
   }
 };

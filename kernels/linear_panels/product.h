@@ -1,6 +1,8 @@
 // A call: rows of any storage type times panels of one format. Each way to multiply has a source of
 // its own, since compilers take long over all formats and heights of tiles.
 #pragma once
+#include <cstring>
+
 #include "strip_problem.h"
 #include "strip_steps.h"
 
@@ -32,6 +34,16 @@ struct Format {
   bool has_min;
   int64_t offset;
   Meaning meaning;
+
+  // What the offset or the minimum of a group meets, as bits: the sum of a row's integers times
+  // -offset, or times their scale.
+  int32_t factor(float scale, int32_t sum) const {
+    if (!has_min) return -int32_t(offset) * sum;
+    float scaled = scale * float(sum);
+    int32_t bits;
+    std::memcpy(&bits, &scaled, sizeof bits);
+    return bits;
+  }
 };
 
 struct Product {
