@@ -51,6 +51,20 @@ SHAPES = {
         num_attention_heads=32,
         num_key_value_heads=8,
     ),
+    "4b": LlamaShape(
+        hidden_size=3072,
+        intermediate_size=9216,
+        num_hidden_layers=32,
+        num_attention_heads=24,
+        num_key_value_heads=8,
+    ),
+    "8b": LlamaShape(
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+    ),
     "tiny": LlamaShape(
         hidden_size=256,
         intermediate_size=512,

@@ -16,7 +16,7 @@ namespace native::fp32 {
 
 constexpr int kParts = 16 / kLanes;  // registers that hold 16 outputs
 constexpr int kTileRows = 6;         // the most: 12 of 16 registers hold sums, or 24 of 32
-constexpr int64_t kGroup = 4;        // strips whose sums are stored together
+constexpr int64_t kGroup = strips::kStrips;  // whose sums are stored together
 constexpr int64_t kPieceStrips = kParts == 1 ? 4 : 1;
 
 // Strips of a tile: as many as registers hold; a single row would wait for its own sums.
@@ -79,7 +79,7 @@ class Multiplication {
   using Element = typename Weights::Element;
 
   Multiplication(const strips::Problem& p, const Rows<Element>& x, const Weights& weights,
-                 strips::Finish finish)
+                 strips::FinishRows finish)
       : p_(p), x_(x), weights_(weights), finish_(finish) {}
 
   // Rows first .. last - 1 times strips first_strip .. last_strip - 1.
@@ -104,9 +104,7 @@ class Multiplication {
           for (int64_t v = s; v < s + width; v += kPieceStrips)
             add_piece(strip, v, std::min(kPieceStrips, s + width - v), k);
       }
-    for (int64_t r = 0; r < rows_; ++r)
-      for (int64_t s = 0; s < strips; ++s)
-        finish_(p_, first_ + r, strip + s, native::load(sums_ + (r * kGroup + s) * 16));
+    finish_(p_, first_, rows_, strip, strips, sums_);
   }
 
   // Whether a cache holds a piece of the rows from strip to strip, but not all rows. Otherwise a
@@ -145,14 +143,14 @@ class Multiplication {
   strips::Problem p_;
   Rows<Element> x_;
   Weights weights_;
-  strips::Finish finish_;
+  strips::FinishRows finish_;
   int64_t first_ = 0, rows_ = 0;
   float* sums_ = nullptr;
 };
 
 template <class Weights>
 void multiply(const strips::Problem& p, const Rows<typename Weights::Element>& x,
-              const Weights& weights, strips::Finish finish) {
+              const Weights& weights, strips::FinishRows finish) {
   strips::share(p, [&](int64_t first, int64_t last, int64_t first_strip, int64_t last_strip) {
     Multiplication<Weights>(p, x, weights, finish).run(first, last, first_strip, last_strip);
   });

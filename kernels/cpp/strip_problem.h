@@ -53,8 +53,6 @@ void finish(const Problem& p, int64_t row, int64_t strip, Vec sums) {
   write((X*)p.out + row * p.outputs + at, sums, bias, columns);
 }
 
-using Finish = void (*)(const Problem&, int64_t row, int64_t strip, Vec sums);
-
 // Results go to memory that has not been read lately, so it is fetched while they are computed.
 template <class X, int strips>
 void fetch_output(const Problem& p, int64_t row, int64_t strip) {
@@ -62,5 +60,18 @@ void fetch_output(const Problem& p, int64_t row, int64_t strip) {
   const char* out = (const char*)p.out + (row * p.outputs + strip * 16) * size;
   for (int64_t at = 0; at < strips * 16 * size; at += 64) __builtin_prefetch(out + at, 1);
 }
+
+// Finishes rows of kStrips sums, [rows][kStrips][16], of which `strips` are used.
+template <class X>
+void finish_rows(const Problem& p, int64_t row, int64_t rows, int64_t strip, int64_t strips,
+                 const float* sums) {
+  constexpr int64_t kAhead = 16;
+  for (int64_t r = 0; r < rows; ++r, sums += kStrips * 16) {
+    if (r + kAhead < rows) fetch_output<X, kStrips>(p, row + r + kAhead, strip);
+    for (int64_t s = 0; s < strips; ++s) finish<X>(p, row + r, strip + s, load(sums + s * 16));
+  }
+}
+
+using FinishRows = decltype(&finish_rows<float>);
 
 }  // namespace native::strips

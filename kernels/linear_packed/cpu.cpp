@@ -19,6 +19,6 @@ extern "C" void tandem_linear_packed(int64_t dtype, const void* x, int64_t x_str
     else
 #endif
       fp32::multiply(p, fp32::plain_rows<X>(p), fp32::PlainWeights<X>((const X*)weight, inputs),
-                     strips::finish<X>);
+                     strips::finish_rows<X>);
   });
 }

@@ -35,8 +35,8 @@ constexpr int kFewSize = kFewWords + 2 * groups;
 template <int groups>
 constexpr int kManySize = kManyWords + 2 * groups;
 
-template <int groups, class X>
-void prepare_row(const X* x, int64_t blocks, const Format& format, bool few, int32_t* to) {
+template <int groups>
+void prepare_row(const BFloat16* x, int64_t blocks, const Format& format, bool few, int32_t* to) {
   for (int64_t b = 0; b < blocks; ++b, x += kBlock) {
     DigitBlock<groups> block(x);
     to = few ? block.store_all(to) : block.store_wide(to);
@@ -48,13 +48,12 @@ void prepare_row(const X* x, int64_t blocks, const Format& format, bool few, int
   }
 }
 
-template <class X>
 fp32::Rows<int32_t> prepared_rows(const strips::Problem& p, const Format& format) {
   bool few = p.rows <= kMostFew;
   int groups = groups_of(format.group);
   int64_t blocks = p.inputs / kBlock, size = (few ? kFewWords : kManyWords) + 2 * groups;
   return fp32::prepared<int32_t>(p.rows, blocks * size, [&](int64_t row, int32_t* to) {
-    const X* x = (const X*)p.x + row * p.x_stride;
+    const BFloat16* x = (const BFloat16*)p.x + row * p.x_stride;
     groups == 1 ? prepare_row<1>(x, blocks, format, few, to)
                 : prepare_row<2>(x, blocks, format, few, to);
   });
@@ -215,10 +214,8 @@ struct Codes : PackedCodes<R, InRegisters<R>, InCache<R::groups, R::has_min>> {
 }  // namespace
 
 void multiply_in_digits(const Product& product) {
-  multiply_packed<int32_t, Codes>(product, [&](auto* tag) {
-    using X = std::remove_pointer_t<decltype(tag)>;
-    return prepared_rows<X>(product.problem, product.format);
-  });
+  multiply_packed<int32_t, Codes>(
+      product, [&](auto*) { return prepared_rows(product.problem, product.format); });
 }
 
 }  // namespace native::panels

@@ -6,7 +6,6 @@
 // 2^31.
 #pragma once
 #include <algorithm>
-#include <limits>
 
 #include "int16_numbers.h"
 #include "int8.h"
@@ -16,34 +15,33 @@ namespace native {
 
 constexpr int kWide = kQuads / 4;  // quads of 32 inputs with two digits
 
-// 32 activations, rounded for weights that have `groups` groups.
+// One number for each quad of a block, in order.
+typedef int32_t OfQuads __attribute__((vector_size(4 * kQuads)));
+typedef float FloatOfQuads __attribute__((vector_size(4 * kQuads)));
+
+// 32 activations in bf16, rounded for weights that have `groups` groups.
 template <int groups>
 struct DigitBlock {
-  static constexpr int kRegisters = kBlock / kLanes, kGroupQuads = kQuads / groups;
+  static constexpr int kRegisters = kBlock / kLanes;
 
   int32_t lower[kQuads], upper[kQuads];  // four digits in a word
   int quads[kWide];                      // that have two digits, in order of groups
   float scales[groups];
   int32_t sums[groups];  // of the integers
 
-  template <class X>
-  ALWAYS_INLINE explicit DigitBlock(const X* x) {
+  ALWAYS_INLINE explicit DigitBlock(const BFloat16* x) {
     Lanes numbers[kRegisters];
-    int32_t largest[kBlock];  // of each quad, in all four places
+    IntLanes magnitudes[kRegisters];
     for (int i = 0; i < kRegisters; ++i) {
       numbers[i] = load_lanes(x + i * kLanes);
-      IntLanes most = (IntLanes)numbers[i] & 0x7fffffff;
-      most = larger(most, swapped_in_quads<1>(most));
-      most = larger(most, swapped_in_quads<2>(most));
-      std::memcpy(largest + i * kLanes, &most, sizeof most);
+      magnitudes[i] = (IntLanes)numbers[i] & 0x7fffffff;
     }
-    Lanes inverses[groups];
-    for (int g = 0; g < groups; ++g) inverses[g] = choose(largest, g);
+    FloatOfQuads inverses = choose(largest_of_quads(magnitudes));
     IntLanes integers[kRegisters];
     for (int i = 0; i < kRegisters; ++i) {
       // Adding this rounds to an integer, which is then in the sum's last bits.
       constexpr float kRounder = 0x1.8p23f;
-      Lanes inverse = inverses[i * groups / kRegisters];
+      Lanes inverse = fill(inverses[i * groups / kRegisters * kGroupQuads]);
       // A number that is not finite makes others of its group zeros.
       IntLanes rounded = (IntLanes)multiply_add(numbers[i], inverse, fill(kRounder)) - 0x4b400000;
       integers[i] = inverse == 0.0f ? IntLanes{} : rounded;
@@ -73,40 +71,59 @@ struct DigitBlock {
   }
 
  private:
-  static IntLanes larger(IntLanes a, IntLanes b) { return a > b ? a : b; }
-  template <int distance>
-  static IntLanes swapped_in_quads(IntLanes x) {
+  static constexpr int kGroupQuads = kQuads / groups;
+
+  template <class V>
+  static V larger(V a, V b) {
+    return a > b ? a : b;
+  }
+
+  static ALWAYS_INLINE OfQuads largest_of_quads(const IntLanes* x) {
 #if defined(__AVX512F__)
-    return (IntLanes)(distance == 1 ? swap_neighbours((Lanes)x) : swap_pairs((Lanes)x));
+    IntLanes y = larger(
+        __builtin_shufflevector(x[0], x[1], 0, 2, 16, 18, 4, 6, 20, 22, 8, 10, 24, 26, 12, 14, 28, 30),
+        __builtin_shufflevector(x[0], x[1], 1, 3, 17, 19, 5, 7, 21, 23, 9, 11, 25, 27, 13, 15, 29, 31));
+    y = larger(y, (IntLanes)swap_neighbours((Lanes)y));
+    return __builtin_shufflevector(y, y, 0, 4, 8, 12, 2, 6, 10, 14);
 #else
-    return (IntLanes)(distance == 1 ? swap_neighbours((Lanes)x) : swap_quarters((Lanes)x));
+    auto pairs = [](IntLanes a, IntLanes b) INLINE_BODY {
+      return larger(__builtin_shufflevector(a, b, 0, 2, 8, 10, 4, 6, 12, 14),
+                    __builtin_shufflevector(a, b, 1, 3, 9, 11, 5, 7, 13, 15));
+    };
+    IntLanes y = pairs(pairs(x[0], x[1]), pairs(x[2], x[3]));
+    return __builtin_shufflevector(y, y, 0, 4, 1, 5, 2, 6, 3, 7);
 #endif
   }
 
-  // Chooses the quads of a group with two digits and its scale; returns what numbers are multiplied by.
-  ALWAYS_INLINE Lanes choose(const int32_t* largest, int g) {
-    constexpr int count = kWide / groups;
-    int32_t most[kGroupQuads], above = 0, rest = 0;
-    for (int q = 0; q < kGroupQuads; ++q) most[q] = largest[4 * (g * kGroupQuads + q)];
-    for (int w = 0; w < count; ++w) {
-      int found = 0;
-      for (int q = 1; q < kGroupQuads; ++q) found = most[q] > most[found] ? q : found;
-      quads[g * count + w] = g * kGroupQuads + found;
-      above = std::max(above, most[found]);
-      most[found] = -1;
-    }
-    for (int q = 0; q < kGroupQuads; ++q) rest = std::max(rest, most[q]);
-    // Magnitudes have the order of their bits, and NaN is the largest.
+  static ALWAYS_INLINE OfQuads largest_of_group(OfQuads x) {
+    x = larger(x, __builtin_shufflevector(x, x, 1, 0, 3, 2, 5, 4, 7, 6));
+    x = larger(x, __builtin_shufflevector(x, x, 2, 3, 0, 1, 6, 7, 4, 5));
+    return groups == 1 ? larger(x, __builtin_shufflevector(x, x, 4, 5, 6, 7, 0, 1, 2, 3)) : x;
+  }
+
+  // Chooses each group's quads with two digits and its scale; returns what numbers are multiplied by.
+  ALWAYS_INLINE FloatOfQuads choose(OfQuads largest) {
+    // Magnitudes have the order of their bits, and NaN is the largest. The lowest bits of bf16 numbers
+    // are free for the place, so that none are equal and the first is found.
+    constexpr OfQuads kPlaces{7, 6, 5, 4, 3, 2, 1, 0};
     constexpr int32_t kInfinity = 0x7f800000;
-    if (above >= kInfinity) {
-      scales[g] = std::numeric_limits<float>::quiet_NaN();
-      return Lanes{};
+    largest |= kPlaces;
+    OfQuads most = largest_of_group(largest), rest = most;
+    OfQuads is_finite = most < kInfinity;
+    for (int w = 0; w < kWide / groups; ++w) {
+      for (int g = 0; g < groups; ++g)
+        quads[g * (kWide / groups) + w] = kQuads - 1 - (rest[g * kGroupQuads] & 7);
+      largest = largest == rest ? OfQuads{} : largest;
+      rest = largest_of_group(largest);
     }
-    float of_two, of_one;
-    std::memcpy(&of_two, &above, 4);
-    std::memcpy(&of_one, &rest, 4);
-    scales[g] = std::max(std::max(of_one / 127.0f, of_two / float(kMost)), kSmallest);
-    return fill(1.0f / scales[g]);
+    FloatOfQuads of_two = (FloatOfQuads)(most & ~7), of_one = (FloatOfQuads)(rest & ~7);
+    FloatOfQuads scale = larger(of_one / 127.0f, of_two / float(kMost));
+    scale = larger(scale, FloatOfQuads{} + kSmallest);
+    FloatOfQuads inverse = (FloatOfQuads)((OfQuads)(1.0f / scale) & is_finite);
+    // All bits set are NaN.
+    scale = (FloatOfQuads)((OfQuads)scale | ~is_finite);
+    for (int g = 0; g < groups; ++g) scales[g] = scale[g * kGroupQuads];
+    return inverse;
   }
 };
 

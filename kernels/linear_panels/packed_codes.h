@@ -65,10 +65,10 @@ template <class Number, template <class> class Codes, class Prepare>
 void multiply_packed(const Product& product, Prepare prepare) {
   const strips::Problem& p = product.problem;
   fp32::Rows<Number> rows;
-  strips::Finish finish;
+  strips::FinishRows finish;
   with_type(product.dtype, [&](auto* tag) {
     rows = prepare(tag);
-    finish = strips::finish<std::remove_pointer_t<decltype(tag)>>;
+    finish = strips::finish_rows<std::remove_pointer_t<decltype(tag)>>;
   });
   auto run = [&](auto* record) {
     using R = std::remove_pointer_t<decltype(record)>;
