@@ -4,6 +4,7 @@ preempted, and offers what the sequence computes to others."""
 from engine.contract.resolved_config import ResolvedConfig
 from engine.llm.cache.kv_cache import BlockPool
 from engine.llm.cache.sequence_blocks import SequenceBlocks, find_cached, offer_cached
+from engine.llm.kv_store.kv_store import KvStore
 from engine.llm.request import Sequence
 
 
@@ -12,10 +13,14 @@ class ComputedPrefixes:
 
     Args:
         pool: the pool of blocks; it is replaced when the scheduler starts over.
+        store: gets a copy of each block that others can use.
     """
 
-    def __init__(self, config: ResolvedConfig, pool: BlockPool) -> None:
+    def __init__(
+        self, config: ResolvedConfig, pool: BlockPool, store: KvStore | None = None
+    ) -> None:
         self.pool = pool
+        self._store = store
         self.num_queries = 0
         """The number of prompt tokens that were looked up."""
         self.num_hits = 0
@@ -57,6 +62,10 @@ class ComputedPrefixes:
         if filled and self._is_enabled:
             chain = sequence.extend_chain(self.pool.block_size)
             offer_cached(self.pool, sequence.table, chain, filled)
+            # An adapter's key stands for other weights after a restart.
+            if self._store is not None and sequence.owner.request.adapter is None:
+                hashes = chain[filled.start : filled.stop]
+                self._store.offer(hashes, len(self.pool.layout.windows))
             if sequence.table.state is not None:
                 sequence.table.state.note_computed(sequence.num_computed, chain)
         if self.pool.layout.slides:
