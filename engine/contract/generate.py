@@ -10,6 +10,14 @@ from engine.contract.request import AdaptableInfo, Event, Info, Request, Stats
 from engine.contract.sampling_params import SamplingParams
 
 
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """A wish to keep the beginning of a prompt cached."""
+
+    num_tokens: int
+    seconds: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerateRequest(Request["TokenEvent"]):
     """A prompt to continue. Stop strings and text belong to the server, not to the engine."""
@@ -22,6 +30,7 @@ class GenerateRequest(Request["TokenEvent"]):
     """The client, as far as the server can tell; clients take turns when structures are read."""
     states: tuple[StatePart, ...] = ()
     """The stretches of the prompt that are states, in order; they do not overlap."""
+    pins: tuple[Pin, ...] = ()
 
     @property
     def num_completions(self) -> int:

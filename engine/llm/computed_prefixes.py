@@ -68,8 +68,23 @@ class ComputedPrefixes:
                 self._store.offer(hashes, len(self.pool.layout.windows))
             if sequence.table.state is not None:
                 sequence.table.state.note_computed(sequence.num_computed, chain)
+        self._pin(sequence)
         if self.pool.layout.slides:
             sequence.table.leave(sequence.num_computed)
+
+    def _pin(self, sequence: Sequence) -> None:
+        """Pin what the request asks for, once it is computed."""
+        owner, size = sequence.owner, self.pool.block_size
+        if not self._is_enabled or sequence is not owner.sequences[0]:
+            return
+        while owner.pins and sequence.num_computed >= owner.pins[0].num_tokens:
+            pin = owner.pins.pop(0)
+            hashes = sequence.extend_chain(size)[: pin.num_tokens // size]
+            num_groups, client = len(self.pool.layout.windows), owner.request.client
+            self.pool.cache.pin(hashes, num_groups, client, pin.seconds)
+            if hashes and self._store is not None and owner.request.adapter is None:
+                entries = [(group, one) for one in hashes for group in range(num_groups)]
+                self._store.touch(entries, pin.seconds)
 
     def _counts(self, sequence: Sequence) -> bool:
         return self._is_enabled and sequence.may_skip

@@ -68,11 +68,15 @@ class BlockFiles:
         """Whether there is a file for the key; it may still be refused."""
         return os.path.exists(self._path(key))
 
-    def touch(self, keys: Iterable[bytes]) -> None:
-        """Note that blocks are used, if there are files for them."""
+    def touch(self, keys: Iterable[bytes], seconds: float = 0.0) -> None:
+        """Note that blocks are used now, or will be in some seconds, if there are files for
+        them."""
         for key in keys:
             with contextlib.suppress(OSError):
-                os.utime(self._path(key))
+                path = self._path(key)
+                used_s = time.time() + seconds
+                if os.stat(path).st_mtime < used_s:
+                    os.utime(path, (used_s, used_s))
 
     def read(self, key: bytes, num_bytes: int) -> memoryview | None:
         """Read a block of this many bytes. None if there is none; a false file is removed."""

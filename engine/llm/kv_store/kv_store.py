@@ -5,6 +5,7 @@ so that no step waits for the disk.
 """
 
 import hashlib
+import math
 import threading
 import time
 from collections import OrderedDict
@@ -128,19 +129,20 @@ class KvStore:
             contents = self.memory.copy_out(found[0])
             with self._lock:
                 self._queued_bytes += size
-            self._writer.submit(self._write, self._key((group, block_hash)), contents)
+            key, seconds = self._key((group, block_hash)), cache.pinned_s(found[0])
+            self._writer.submit(self._write, key, contents, seconds)
 
-    def touch(self, entries: Sequence[Entry]) -> None:
-        """Note that the blocks at the beginning of a text are used from memory, so that their files
-        stay, too."""
-        now_s, last = time.monotonic(), entries[-1]
-        if now_s < self._touched.get(last, 0.0):
+    def touch(self, entries: Sequence[Entry], seconds: float = 0.0) -> None:
+        """Note that the blocks at the beginning of a text are used from memory, or are pinned for
+        some seconds, so that their files stay, too."""
+        until_s, last = time.monotonic() + seconds, entries[-1]
+        if not self.is_open or until_s < self._touched.get(last, -math.inf) + _TOUCH_AGAIN_S:
             return
-        self._touched[last] = now_s + _TOUCH_AGAIN_S
+        self._touched[last] = until_s
         while len(self._touched) > _MOST_TOUCHED:
             self._touched.popitem(last=False)
         keys = [self._key(entry) for entry in reversed(entries)]
-        self._writer.submit(self._files.touch, keys)
+        self._writer.submit(self._files.touch, keys, seconds)
 
     def ask(self, work: Any) -> "Future[Any]":
         """Have the thread do work that asks whether there are files (`has`)."""
@@ -174,9 +176,10 @@ class KvStore:
         group, block_hash = entry
         return hashlib.sha256(self._root + group.to_bytes(2, "little") + block_hash).digest()
 
-    def _write(self, key: bytes, contents: memoryview) -> None:
+    def _write(self, key: bytes, contents: memoryview, seconds: float) -> None:
         try:
             num_bytes = self._files.write(key, contents)
+            self._files.touch([key] if seconds else [], seconds)
             self._num_written += num_bytes > 0
             self._num_bytes_written += num_bytes
         except OSError as error:
