@@ -13,6 +13,7 @@ import errno
 import hashlib
 import os
 import random
+import secrets
 import stat
 import struct
 import time
@@ -113,7 +114,9 @@ class BlockFiles:
         if os.path.exists(path):
             self.touch([key])
             return 0
-        part = f"{path}.{os.getpid()}.part"
+        part = f"{path}.{secrets.token_hex(4)}.part"
+        # Somebody may empty the folder at any time.
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
         try:
             with open(part, "xb", buffering=0, opener=_open_for_writing) as file:
                 for piece in (memoryview(_header(key, contents)), contents):

@@ -11,7 +11,7 @@ the disk does not get on with begins without the rest of its blocks.
 import queue
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -143,8 +143,7 @@ class Restoring:
         """
         if self._store is None or not self.has_work:
             return []
-        if any(not held.asked.done() for held in self._held.values()):
-            self._store.wait(_ASK_S)
+        wait([held.asked for held in self._held.values()], timeout=_ASK_S)
         until_s = time.perf_counter() + (_NAP_S if is_idle else _COPY_S)
         ready = [held for held in self._held.values() if self._is_ready(held, until_s)]
         for held in ready:
