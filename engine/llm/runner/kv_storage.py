@@ -147,6 +147,7 @@ class KvStorage:
 
     def copy_in(self, block_id: int, contents: memoryview) -> None:
         """Set the contents of a block, after all launched steps."""
+        self.commit_ahead(np.array([block_id]))
         numbers = torch.frombuffer(contents, dtype=torch.uint8)
         self._pool[block_id].view(torch.uint8).copy_(numbers)
         self._written[block_id] = True
