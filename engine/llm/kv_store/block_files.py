@@ -123,9 +123,11 @@ class BlockFiles:
                     while piece:
                         piece = piece[file.write(piece) :]
             os.rename(part, path)
-        except OSError:
+        except OSError as error:
             with contextlib.suppress(OSError):
                 os.unlink(part)
+                if error.errno == errno.ENOSPC:  # the disk is smaller than the limit
+                    self._trim(os.path.dirname(path), is_full=True)
             raise
         num_bytes = _HEADER.size + len(contents)
         self._count(os.path.dirname(path), num_bytes)
@@ -142,8 +144,9 @@ class BlockFiles:
             self._trim(shard)
             self._until_trim[name] = int(self._most_bytes * (1 - _KEPT))
 
-    def _trim(self, shard: str) -> None:
-        """Remove a shard's files that were not used for longest."""
+    def _trim(self, shard: str, *, is_full: bool = False) -> None:
+        """Remove a shard's files beyond the limit, or an eighth of them if the disk is full: those
+        that were not used for longest."""
         found = []
         now_s = time.time()
         with os.scandir(shard) as entries:
@@ -157,7 +160,8 @@ class BlockFiles:
                     elif not is_part:
                         found.append((facts.st_mtime_ns, facts.st_size, entry.path))
         found.sort(reverse=True)
-        left = int(self._most_bytes * _KEPT)
+        held_bytes = sum(size for _, size, _ in found)
+        left = int(_KEPT * (min(held_bytes, self._most_bytes) if is_full else self._most_bytes))
         for _, size, path in found:
             left -= size
             if left < 0:

@@ -8,6 +8,7 @@ The blocks enter the prefix cache, where the scheduler finds them like any other
 the disk does not get on with begins without the rest of its blocks.
 """
 
+import math
 import queue
 import time
 from collections.abc import Callable
@@ -29,7 +30,10 @@ from engine.runtime.side_work import SIDE_WORK
 _ASK_S = 0.002
 """How long a step waits for the news whether there are files."""
 _COPY_S = 0.003
-"""How long a step with other work copies blocks from and to the pool."""
+_COPY_SHARE = 0.1
+_MOST_COPY_S = 0.05
+"""How long blocks are copied from and to the pool before a step with other work: this share of the
+time of the step before, within these bounds."""
 _NAP_S = 0.005
 """How long to wait when there is nothing else to do. Messages wait as long, too."""
 _PATIENCE_S = 2.0
@@ -76,6 +80,8 @@ class Restoring:
         self._most_blocks = most_blocks
         self._held: dict[str, _Held] = {}
         self._rest_until_s = 0.0
+        self._advanced_s = math.inf
+        """When the last step began."""
 
     def __len__(self) -> int:
         return len(self._held)
@@ -142,9 +148,12 @@ class Restoring:
             is_idle: whether there is no other work.
         """
         if self._store is None or not self.has_work:
+            self._advanced_s = time.perf_counter()
             return []
+        step_s = time.perf_counter() - self._advanced_s
         wait([held.asked for held in self._held.values()], timeout=_ASK_S)
-        until_s = time.perf_counter() + (_NAP_S if is_idle else _COPY_S)
+        busy_s = min(max(_COPY_S, _COPY_SHARE * step_s), _MOST_COPY_S)
+        until_s = time.perf_counter() + (_NAP_S if is_idle else busy_s)
         ready = [held for held in self._held.values() if self._is_ready(held, until_s)]
         for held in ready:
             self.forget(held.request.request_id)
@@ -152,6 +161,7 @@ class Restoring:
         left_s = until_s - time.perf_counter()
         if is_idle and not ready and left_s > 0:
             self._store.wait(left_s)
+        self._advanced_s = time.perf_counter()
         return [held.request for held in ready]
 
     def close(self) -> None:
@@ -160,22 +170,23 @@ class Restoring:
             self._store.close(self._pool().cache, _CLOSE_S)
 
     def _is_ready(self, held: _Held, until_s: float) -> bool:
-        if time.monotonic() - held.moved_s > _PATIENCE_S:
-            if held.read is not None or not held.asked.done():
-                log.warning(
-                    "the KV store does not answer; it is asked again later", seconds=_REST_S
-                )
-                self._rest_until_s = time.monotonic() + _REST_S
-            return True
+        if not held.asked.done():
+            return self._gives_up(held)
         if held.read is None:
-            if not held.asked.done():
-                return False
             if not held.asked.result():
                 return True
             if any(other.read is not None for other in self._held.values()):
-                return False
+                return time.monotonic() - held.moved_s > _PATIENCE_S
             self._begin_reading(held)
-        return self._copy_in(held, until_s)
+        return self._copy_in(held, until_s) or self._gives_up(held)
+
+    def _gives_up(self, held: _Held) -> bool:
+        """Whether a request that waits for the disk has waited long enough."""
+        if time.monotonic() - held.moved_s <= _PATIENCE_S:
+            return False
+        log.warning("the KV store does not answer; it is asked again later", seconds=_REST_S)
+        self._rest_until_s = time.monotonic() + _REST_S
+        return True
 
     def _begin_reading(self, held: _Held) -> None:
         assert self._store is not None

@@ -27,7 +27,7 @@ def cache_marks(body: MessagesRequest) -> list[CacheMark]:
     Raises:
         InvalidParameter: there are more places than allowed, or one is not valid.
     """
-    places = [(marked, control) for marked, control in _places(body) if control is not None]
+    places = list(_places(body))
     if len(places) > MAX_MARKS:
         raise InvalidParameter(
             f"{len(places)} blocks have cache_control; at most {MAX_MARKS} may; leave it out of "
@@ -40,9 +40,9 @@ def cache_marks(body: MessagesRequest) -> list[CacheMark]:
     return [CacheMark(chat_body(marked), seconds) for seconds, marked in last.items()]
 
 
-def _places(body: MessagesRequest) -> Iterator[tuple[MessagesRequest, CacheControl | None]]:
-    """Each block that may have `cache_control`, in the order of the prompt: the body with a mark
-    behind the block, and its control."""
+def _places(body: MessagesRequest) -> Iterator[tuple[MessagesRequest, CacheControl]]:
+    """Each block with `cache_control`, in the order of the prompt: the body with a mark behind the
+    block, and the control."""
     for index, tool in enumerate(body.tools or ()):
         if tool.get("cache_control") is not None:
             path = ("tools", index, "cache_control")
@@ -51,14 +51,14 @@ def _places(body: MessagesRequest) -> Iterator[tuple[MessagesRequest, CacheContr
             yield _changed(body, "tools", index, [described]), control
     if isinstance(body.system, list):
         for index, text in enumerate(body.system):
-            yield _changed(body, "system", index, _marked(text)), text.cache_control
+            if text.cache_control is not None:
+                yield _changed(body, "system", index, _marked(text)), text.cache_control
     for number, message in enumerate(body.messages):
         for index, block in enumerate(message.content):
-            control = getattr(block, "cache_control", None)
-            if control is not None:
+            if getattr(block, "cache_control", None) is not None:
                 content = [*message.content[:index], *_marked(block), *message.content[index + 1 :]]
                 copy = message.model_copy(update={"content": content})
-                yield _changed(body, "messages", number, [copy]), control
+                yield _changed(body, "messages", number, [copy]), block.cache_control
 
 
 def _changed(

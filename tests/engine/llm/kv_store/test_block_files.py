@@ -1,5 +1,6 @@
 """Files of blocks: what is damaged is refused, and what is old makes room."""
 
+import errno
 import os
 import random
 import secrets
@@ -93,6 +94,26 @@ def test_files_that_were_used_longest_ago_make_room(tmp_path):
     assert not any(kept.has(key) for key, _ in blocks[20:60])
     assert all(kept.has(key) for key, _ in blocks[-50:])
     assert not part.exists()
+
+
+def test_a_full_disk_makes_room(tmp_path, monkeypatch):
+    files, blocks = open_files(tmp_path), [block() for _ in range(200)]
+    for key, contents in blocks:
+        files.write(key, contents)
+    before = len(stored(tmp_path))
+    with monkeypatch.context() as patch, pytest.raises(OSError):
+        patch.setattr(os, "rename", lambda *paths: os.open("/dev/full/x", os.O_RDONLY))
+        files.write(*block())
+    assert len(stored(tmp_path)) == before, "that was another error"
+
+    def full(*paths):
+        raise OSError(errno.ENOSPC, "full")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError):
+        patch.setattr(os, "rename", full)
+        files.write(*block())
+    assert before - 8 < len(stored(tmp_path)) < before
+    assert len([*tmp_path.glob("*/*")]) == len(stored(tmp_path)), "nothing unfinished is left"
 
 
 def test_a_writer_that_is_killed_leaves_no_false_block(tmp_path):
