@@ -10,6 +10,14 @@ from engine.contract.request import AdaptableInfo, Event, Info, Request, Stats
 from engine.contract.sampling_params import SamplingParams
 
 
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """A wish to keep the beginning of a prompt cached."""
+
+    num_tokens: int
+    seconds: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerateRequest(Request["TokenEvent"]):
     """A prompt to continue. Stop strings and text belong to the server, not to the engine."""
@@ -22,6 +30,7 @@ class GenerateRequest(Request["TokenEvent"]):
     """The client, as far as the server can tell; clients take turns when structures are read."""
     states: tuple[StatePart, ...] = ()
     """The stretches of the prompt that are states, in order; they do not overlap."""
+    pins: tuple[Pin, ...] = ()
 
     @property
     def num_completions(self) -> int:
@@ -95,6 +104,20 @@ class DraftCounts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KvStoreCounts:
+    """What a KV store has done."""
+
+    num_blocks_read: int = 0
+    num_bytes_read: int = 0
+    num_blocks_written: int = 0
+    num_bytes_written: int = 0
+    num_blocks_lost: int = 0
+    """The number of blocks that were not written, because the disk failed or was too slow."""
+    num_files_refused: int = 0
+    """The number of files that were damaged, or not what their names say."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStats(Stats):
     """The statistics of a text engine; `num_running` and `num_waiting` count sequences."""
 
@@ -110,6 +133,7 @@ class EngineStats(Stats):
     """The number of prompt tokens looked up."""
     prefix_cache_hits: int = 0
     """The number of prompt tokens found."""
+    kv_store: KvStoreCounts = KvStoreCounts()
     num_preemptions: int = 0
     drafts: dict[str, DraftCounts] = field(default_factory=dict)
     """The counts of each drafter, by `DrafterName`."""

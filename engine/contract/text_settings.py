@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from engine.contract.adapter_settings import AdapterSettings
-from engine.contract.knob import knob
+from engine.contract.knob import GIB, knob
 from engine.contract.sampling_values import checked
 from engine.contract.worker_settings import DType, WorkerSettings
 from engine.errors import InvalidParameter, ModelLoadError
@@ -155,6 +155,16 @@ class TextSettings(TokenSettings, AdapterSettings):
         "Most memory for cached blocks that no request holds; by default an eighth of the pool's "
         "limit on a CPU, no bound on a GPU.",
         ge=0.0,
+    )
+    kv_store: str | None = knob(
+        None,
+        "A folder that keeps copies of cached KV blocks, so that prompts are known again after a "
+        "restart. Other servers may share it. It holds what clients have written, in another form.",
+        form="FOLDER",
+        names_files=True,
+    )
+    kv_store_bytes: int = knob(
+        8 * GIB, "Most bytes of the files in kv_store; the longest unused go first.", ge=1 << 20
     )
     seed: int | None = knob(None, "Seed for requests that send none.")
     async_scheduling: AsyncScheduling = knob(

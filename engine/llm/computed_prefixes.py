@@ -4,6 +4,7 @@ preempted, and offers what the sequence computes to others."""
 from engine.contract.resolved_config import ResolvedConfig
 from engine.llm.cache.kv_cache import BlockPool
 from engine.llm.cache.sequence_blocks import SequenceBlocks, find_cached, offer_cached
+from engine.llm.kv_store.kv_store import KvStore
 from engine.llm.request import Sequence
 
 
@@ -12,10 +13,14 @@ class ComputedPrefixes:
 
     Args:
         pool: the pool of blocks; it is replaced when the scheduler starts over.
+        store: gets a copy of each block that others can use.
     """
 
-    def __init__(self, config: ResolvedConfig, pool: BlockPool) -> None:
+    def __init__(
+        self, config: ResolvedConfig, pool: BlockPool, store: KvStore | None = None
+    ) -> None:
         self.pool = pool
+        self._store = store
         self.num_queries = 0
         """The number of prompt tokens that were looked up."""
         self.num_hits = 0
@@ -57,10 +62,29 @@ class ComputedPrefixes:
         if filled and self._is_enabled:
             chain = sequence.extend_chain(self.pool.block_size)
             offer_cached(self.pool, sequence.table, chain, filled)
+            # An adapter's key stands for other weights after a restart.
+            if self._store is not None and sequence.owner.request.adapter is None:
+                hashes = chain[filled.start : filled.stop]
+                self._store.offer(hashes, len(self.pool.layout.windows))
             if sequence.table.state is not None:
                 sequence.table.state.note_computed(sequence.num_computed, chain)
+        self._pin(sequence)
         if self.pool.layout.slides:
             sequence.table.leave(sequence.num_computed)
+
+    def _pin(self, sequence: Sequence) -> None:
+        """Pin what the request asks for, once it is computed."""
+        owner, size = sequence.owner, self.pool.block_size
+        if not self._is_enabled or sequence is not owner.sequences[0]:
+            return
+        while owner.pins and sequence.num_computed >= owner.pins[0].num_tokens:
+            pin = owner.pins.pop(0)
+            hashes = sequence.extend_chain(size)[: pin.num_tokens // size]
+            num_groups, client = len(self.pool.layout.windows), owner.request.client
+            self.pool.cache.pin(hashes, num_groups, client, pin.seconds)
+            if hashes and self._store is not None and owner.request.adapter is None:
+                entries = [(group, one) for one in hashes for group in range(num_groups)]
+                self._store.touch(entries, pin.seconds)
 
     def _counts(self, sequence: Sequence) -> bool:
         return self._is_enabled and sequence.may_skip

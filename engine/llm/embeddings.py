@@ -78,6 +78,10 @@ class EngineWithEmbeddings:
         """See `engine.worker.stepping.PreparingEngine`."""
         return self.texts.use_idle_time()
 
+    def identify(self, digest: str) -> None:
+        """See `engine.worker.stepping.IdentifiedEngine`."""
+        self.texts.identify(digest)
+
     def load_adapter(self, order: AdapterOrder, answer: Answer) -> None:
         """See `LLMEngine.load_adapter`."""
         self.texts.load_adapter(order, answer)

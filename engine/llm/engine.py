@@ -20,6 +20,8 @@ from engine.contract.resolved_config import ResolvedConfig
 from engine.errors import InvalidParameter
 from engine.llm.decision import ScheduleDecision
 from engine.llm.executor import Executor, LaunchedStep
+from engine.llm.kv_store.kv_store import KvStore
+from engine.llm.kv_store.restoring import Restoring
 from engine.llm.runner.preparation import Preparation
 from engine.llm.scheduler import Scheduler
 from engine.runtime.fault import answer_for
@@ -35,6 +37,7 @@ class LLMEngine:
 
     Args:
         adapters: the executor's adapters, which may come and go; None if it never has any.
+        store: keeps copies of blocks on a disk; the scheduler's, too.
         clock: `time.perf_counter`, or a test's own; only the cutting of prompts depends on it.
     """
 
@@ -45,6 +48,7 @@ class LLMEngine:
         config: ResolvedConfig,
         *,
         adapters: ServedAdapters | None = None,
+        store: KvStore | None = None,
         clock: Callable[[], float] = perf_counter,
     ) -> None:
         self._scheduler = scheduler
@@ -52,6 +56,8 @@ class LLMEngine:
         self._adapters = adapters or NoAdapters()
         self._without_adapter: AdapterQueue[GenerateRequest] = AdapterQueue(self._adapters)
         self._preparation = Preparation(executor)
+        most_blocks = config.max_idle_cached_blocks
+        self._restoring = Restoring(store, lambda: scheduler.pool, most_blocks)
         self._clock = clock
         self._checks_invariants = config.debug_invariants
         self._max_launched = 2 if config.async_scheduling else 1
@@ -70,7 +76,7 @@ class LLMEngine:
                 structure or adapter that show later are reported by an event.
         """
         name = request.request_id
-        if name in self._without_adapter or name in self._preparation:
+        if any(name in held for held in self._held):
             raise InvalidParameter(
                 "a request with this request_id is running already", param="request_id"
             )
@@ -84,8 +90,24 @@ class LLMEngine:
                 return
         self._begin(request)
 
+    @property
+    def _held(self) -> tuple[AdapterQueue[GenerateRequest], Restoring, Preparation]:
+        """What holds requests that the scheduler does not know yet."""
+        return self._without_adapter, self._restoring, self._preparation
+
+    def identify(self, digest: str) -> None:
+        """See `engine.worker.stepping.IdentifiedEngine`."""
+        self._restoring.open(digest)
+
     def _begin(self, request: GenerateRequest) -> None:
-        """Queue a request whose adapter is in place."""
+        """Queue a request whose adapter is in place, perhaps once its blocks are."""
+        if self._restoring.may_find(request):
+            self._scheduler.check(request)
+            if self._restoring.add(request):
+                return
+        self._begin_computing(request)
+
+    def _begin_computing(self, request: GenerateRequest) -> None:
         structure = request.sampling.structure
         if structure is None:
             self._scheduler.add(request)
@@ -97,8 +119,8 @@ class LLMEngine:
         """End a request, or one of its completions, and free its blocks now. Unknown ids are
         ignored; no event follows."""
         if index is None:
-            self._preparation.forget(request_id)
-            self._without_adapter.forget(request_id)
+            for held in self._held:
+                held.forget(request_id)
         self._scheduler.abort(request_id, index)
         self._put_in_order()
 
@@ -116,6 +138,7 @@ class LLMEngine:
             self._scheduler.has_work()
             or bool(self._launched or self._preparation)
             or self._without_adapter.has_work()
+            or self._restoring.has_work
         )
 
     def step(self) -> tuple[list[TokenEvent], EngineStats]:
@@ -130,6 +153,7 @@ class LLMEngine:
                 clients.
         """
         refused = self._advance_adapters()
+        refused += self._admit_restored()
         refused += self._admit_prepared()
         try:
             events, stats = self._step()
@@ -155,8 +179,21 @@ class LLMEngine:
 
     def _adapters_in_use(self) -> set[str]:
         """The keys of adapters that are in place and used by unfinished requests."""
-        requests = (*self._scheduler.requests(), *self._preparation.requests())
+        waiting = (*self._restoring.requests(), *self._preparation.requests())
+        requests = (*self._scheduler.requests(), *waiting)
         return {request.adapter for request in requests if request.adapter is not None}
+
+    def _admit_restored(self) -> list[TokenEvent]:
+        """Queue requests whose blocks have been read. Returns the last events of those that are
+        refused."""
+        is_idle = not (self._launched or self._preparation or self._scheduler.has_work())
+        refused: list[TokenEvent] = []
+        for request in self._restoring.advance(is_idle=is_idle):
+            try:
+                self._begin_computing(request)
+            except Exception as error:
+                refused += rejection(request, answer_for(error, request.request_id))
+        return refused
 
     def _admit_prepared(self) -> list[TokenEvent]:
         """Queue requests whose structure is ready. Returns the last events of those whose structure
@@ -199,7 +236,8 @@ class LLMEngine:
         stats = self._scheduler.stats()
         return replace(
             stats,
-            num_waiting=stats.num_waiting + len(self._without_adapter),
+            num_waiting=stats.num_waiting + len(self._without_adapter) + len(self._restoring),
+            kv_store=self._restoring.counts(),
             kv_bytes_committed=self._executor.kv_bytes_committed,
         )
 
@@ -227,5 +265,6 @@ class LLMEngine:
             self._scheduler.start_over()
 
     def shutdown(self) -> None:
-        """Release the executor's resources."""
+        """Write blocks that are not in the store yet, and release the executor's resources."""
+        self._restoring.close()
         self._executor.shutdown()

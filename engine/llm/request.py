@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Any
 
-from engine.contract.generate import GenerateRequest, TokenEvent, TokenLogprob
+from engine.contract.generate import GenerateRequest, Pin, TokenEvent, TokenLogprob
 from engine.contract.prompt_states import StatePart
 from engine.contract.request import FinishReason
 from engine.contract.sampling_params import SamplingParams
@@ -149,8 +149,11 @@ class ActiveRequest:
     first."""
     prepared: object = None
     """What the executor has prepared for its sequences, kept while they may be announced."""
+    pins: list[Pin] = field(default_factory=list)
+    """What is still to be pinned, the shortest first."""
 
     def __post_init__(self) -> None:
+        self.pins = sorted(self.request.pins, key=lambda pin: pin.num_tokens)
         self.draws_by_history = self.request.sampling.reads_text
 
     @property

@@ -66,6 +66,7 @@ from engine.llm.fault_isolation import FaultIsolation
 from engine.llm.free_blocks import FreeBlocks
 from engine.llm.groups.group_classes import check_beside
 from engine.llm.kept_states import KeptStates, PartsOfStep
+from engine.llm.kv_store.kv_store import KvStore
 from engine.llm.request import ActiveRequest, Group, Sequence, Status, check_length
 from engine.llm.sequences import Sequences
 from engine.runtime.fault import answer_for, failed_row, raise_if_poisoned
@@ -125,6 +126,7 @@ class Scheduler:
         drafters: those that guess tokens, in this order; without any, every step brings a text one
             token.
         states: keeps the states of prompts' parts; by default the model takes no pictures.
+        store: gets a copy of each block that other texts can use.
         clock: `time.time`, or a test's own; only queue times depend on it.
     """
 
@@ -137,6 +139,7 @@ class Scheduler:
         windows: tuple[int | None, ...] = (None,),
         drafters: Mapping[DrafterName, Drafter] | None = None,
         states: KeptStates | None = None,
+        store: KvStore | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._config = config
@@ -152,7 +155,7 @@ class Scheduler:
         self._layout = config.kv_layout(windows)
         self._pool = self._empty_pool()
         self._sequences = Sequences(self._policy, self._pool)
-        self._prefixes = ComputedPrefixes(config, self._pool)
+        self._prefixes = ComputedPrefixes(config, self._pool, store)
         self._free_blocks = FreeBlocks(self._pool, self._sequences, self._policy)
         self._isolation = FaultIsolation(self._sequences)
         self._budget = StepBudget(config, drafts=bool(drafters))
@@ -252,6 +255,11 @@ class Scheduler:
 
     def has_work(self) -> bool:
         return bool(self._sequences.running or self._sequences.waiting)
+
+    @property
+    def pool(self) -> BlockPool:
+        """The pool of blocks; another one after `start_over`."""
+        return self._pool
 
     def schedule(self) -> ScheduleDecision:
         """Decide the next step. It has work whenever there is any, unless all of it waits for the

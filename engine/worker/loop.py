@@ -48,7 +48,7 @@ from engine.weights.recognition import kind_of_checkpoint, with_fetched
 from engine.worker import messages
 from engine.worker.pulse import Pulse, send_pulses
 from engine.worker.socket_folder import remove_socket
-from engine.worker.stepping import AnyEngine, PreparingEngine
+from engine.worker.stepping import AnyEngine, IdentifiedEngine, PreparingEngine
 
 _LONGEST_NAP_S = 0.5
 _IDLE_S = 0.5
@@ -321,6 +321,8 @@ def load(spec: messages.WorkerSpec, link: Link) -> tuple[AnyEngine, Info]:
     engine, info = imported(kind.loader)(checkpoint, spec.model, config.of(kind.settings), link)
     if not digest.is_done:
         link.report(Phase.WARMING_UP, None, "hashing the model's files")
+    if isinstance(engine, IdentifiedEngine):
+        engine.identify(digest.result())
     info = replace(
         info,
         digest=digest.result(),

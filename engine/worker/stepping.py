@@ -51,5 +51,14 @@ class PreparingEngine(Protocol):
         ...
 
 
+@runtime_checkable
+class IdentifiedEngine(Protocol):
+    """An engine that keeps what it computes beyond the process."""
+
+    def identify(self, digest: str) -> None:
+        """Tell it the digest of its model's files (`engine.weights.digest`)."""
+        ...
+
+
 AnyEngine = SteppingEngine[Any, Any, Any]
 """An engine of any kind (`engine.contract.kinds`), such as `engine.llm.engine.LLMEngine`."""

@@ -37,6 +37,20 @@ def cache_folder(folder: Path) -> Finding:
     return Finding("cache folder", "ok", f"{folder} can be written")
 
 
+def kv_store(folder: Path, max_bytes: int) -> Finding:
+    """Whether the KV store can be written and has room. Nothing is written."""
+    place = _existing(folder)
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        found = f"{folder} cannot be used as a folder by this user"
+        mend = "tandem serve --kv-store FOLDER, with a folder that you can write to"
+        return Finding("KV store", "broken", found, mend)
+    free = shutil.disk_usage(place).free
+    rooms = f"{_gigabytes(free)} free for {folder}, {_gigabytes(max_bytes)} may be used"
+    if free < max_bytes // 8:  # a folder that is in use has some of the rest
+        return Finding("KV store", "limited", rooms, "lower --kv-store-bytes, or free space")
+    return Finding("KV store", "ok", rooms)
+
+
 def disk(folder: Path, models: Sequence[ModelSpec]) -> Finding:
     """Whether there is room for the built-in models that are not here yet."""
     needed = _OPERATIONS_BYTES + sum(_download_bytes(folder, model) for model in models)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
+from pathlib import Path
 
 import typer
 from rich.console import Console
@@ -40,6 +41,9 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield gpu.gpu(settings.engine.device)
     yield cache.cache_folder(settings.cache_path)
     yield cache.disk(settings.cache_path, settings.model_specs)
+    if settings.engine.kv_store is not None:
+        store = Path(settings.engine.kv_store).expanduser()
+        yield cache.kv_store(store, settings.engine.kv_store_bytes)
     yield address.port(settings)
     yield address.connections(settings)
     yield from memory.memory(settings)

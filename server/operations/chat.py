@@ -1,10 +1,11 @@
 """Answering a conversation, and counting its tokens."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from fastapi import Response
 
-from engine.contract.generate import ModelInfo
+from engine.contract.generate import GenerateRequest, ModelInfo, Pin
 from engine.contract.operations import GENERATE
 from engine.errors import InvalidParameter
 from engine.text.chat_format import ChatFormat
@@ -21,6 +22,7 @@ from server.protocol.chat import ChatCompletionRequest, ChatMessage
 from server.state import ClientRequest
 from server.text.answer_format import AnswerFormat
 from server.text.answer_structure import answer_structure
+from server.text.cache_marks import CacheMark
 from server.text.chat_prompt import ChatPrompt, chat_prompt
 from server.text.chat_reply import ChatReply
 from server.text.convert import chat_request, check_width, prompt_limit, text_options
@@ -37,18 +39,24 @@ from server.text.texts import ModelText
 async def answer_chat(
     body: ChatCompletionRequest,
     client: ClientRequest,
+    marks: Sequence[CacheMark] = (),
 ) -> Response:
     """Answer a conversation, whole or as a stream.
+
+    Args:
+        marks: places up to which it stays cached.
 
     Raises:
         EngineError: the request is refused, or fails before the first byte.
     """
     exchange = await Exchange.begin(SERVED_TEXT, body, client)
-    return await exchange.send(await start_chat(exchange, body))
+    return await exchange.send(await start_chat(exchange, body, marks))
 
 
 async def start_chat(
-    exchange: Exchange[ModelInfo, TextMetrics], body: ChatCompletionRequest
+    exchange: Exchange[ModelInfo, TextMetrics],
+    body: ChatCompletionRequest,
+    marks: Sequence[CacheMark] = (),
 ) -> ChatReply:
     """The reply to a conversation that the engine has. The caller must send or close it.
 
@@ -88,6 +96,10 @@ async def start_chat(
             negative=await _negative_ids(body, text, chat_format, info, pictures.rows),
             states=pictures.rows.states(prompt) if pictures.rows else (),
         )
+        if marks:
+            finding = _pins(marks, engine_request, text, chat_format, info, pictures)
+            pins = await until_disconnect(receive, finding)
+            engine_request = replace(engine_request, pins=(*engine_request.pins, *pins))
         if engine_request.states:
             decoding = pictures.decode(engine_request.states, generation, exchange.priority)
             states = await until_disconnect(receive, generation.perform(decoding))
@@ -120,6 +132,24 @@ async def answer_with_count(
     encoding = chat_token_ids(body, body.messages, state, info, text, param, adds)
     counted = InputTokens(input_tokens=len(await until_disconnect(request.receive, encoding)))
     return Response(encode(counted), media_type="application/json", headers=headers)
+
+
+async def _pins(
+    marks: Sequence[CacheMark],
+    request: GenerateRequest,
+    text: ModelText,
+    chat_format: ChatFormat,
+    info: ModelInfo,
+    pictures: ChatPictures,
+) -> list[Pin]:
+    """Find the marks among the tokens of a request."""
+    pins = []
+    for mark in marks:
+        rendered = chat_prompt(mark.marked, mark.marked.messages, chat_format, pictures.marker)
+        limit = counting_limit(info, mark.marked.prompt_field)
+        tokens = await _encode(mark.marked, rendered, text, limit, pictures.rows)
+        pins.append(mark.find(request.prompt_token_ids, tokens))
+    return pins
 
 
 async def _negative_ids(

@@ -61,7 +61,6 @@ NO_EFFECT_FIELDS: Mapping[str, str] = {
     "metadata": "labels a stored answer",
     "service_tier": "chooses OpenAI's price and latency tier",
     "prompt_cache_key": "steers OpenAI's cache routing; prefix caching here needs no hint",
-    "prompt_cache_retention": "steers how long OpenAI keeps a cached prefix",
     "guided_decoding_backend": "chooses vLLM's library for structured outputs",
     "prediction": "a hint that makes OpenAI's decoding faster, without changing its result",
 }
@@ -431,6 +430,16 @@ class SamplingRequest(
         min_length=1,
         max_length=256,
         description="Share cached prefixes only with requests of the same salt.",
+    )
+    prompt_cache_retention: (
+        Annotated[
+            Literal["in_memory", "in-memory", "24h"], Field(json_schema_extra={"maxLength": 9})
+        ]
+        | None
+    ) = Field(
+        None,
+        description="24h: keep the prompt cached for a day, as far as there is room for what "
+        "clients ask to keep. Default: as long as it is used often enough.",
     )
     truncate_prompt_tokens: int | None = Field(
         None,

@@ -19,7 +19,6 @@ _NO_EFFECT: Mapping[str, str] = {
     "safety_identifier": "names the end user to OpenAI's abuse monitoring",
     "service_tier": "chooses OpenAI's price and latency tier",
     "prompt_cache_key": "steers OpenAI's cache routing; prefix caching here needs no hint",
-    "prompt_cache_retention": "steers how long OpenAI keeps a cached prefix",
     "prompt_cache_options": "steers how OpenAI caches prefixes",
     "max_tool_calls": "bounds calls of tools that OpenAI runs",
     "client_metadata": "tells OpenAI about the client",

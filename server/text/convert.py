@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from engine.contract import groups
-from engine.contract.generate import GenerateRequest, ModelInfo
+from engine.contract.generate import GenerateRequest, ModelInfo, Pin
 from engine.contract.generate_rules import check_generate
 from engine.contract.prompt_states import StatePart
 from engine.contract.sampler_order import OTHER_SAMPLER_NAMES, acting_order, without_unlisted
@@ -38,6 +38,8 @@ from server.text.sampler_tokens import SamplerTokens
 
 DEFAULT_COMPLETION_TOKENS = 16
 MAX_CHOICES = 4096
+
+_DAY_S = 24 * 3600
 
 _TO_THE_END = -1
 """Stands for as many tokens as the context has room for."""
@@ -240,6 +242,7 @@ def _generate_request(
         client=current_client(),
         adapter=info.adapter,
         states=states,
+        pins=(Pin(len(prompt), _DAY_S),) if request.prompt_cache_retention == "24h" else (),
     )
     limits = groups.TextLimits(
         info.vocab_size, info.max_model_len, info.eos_token_ids, pictures=info.pictures

@@ -6,6 +6,8 @@ step reports arrive through `on_step`. Numbers that are read at scrape time are 
 the `usage` of all requests.
 """
 
+from collections.abc import Callable
+
 from prometheus_client import CollectorRegistry
 
 from engine.contract.generate import DraftCounts, DrafterName, EngineStats, TokenEvent
@@ -61,6 +63,10 @@ def _drafts(what: str, text: str) -> MetricRow:
     return MetricRow(name, text, label="drafter", values=tuple(DrafterName), read=read)
 
 
+def _stored(field: str) -> Callable[[EngineStats], list[float | None]]:
+    return lambda stats: [getattr(stats.kv_store, field)]
+
+
 def _tokens_of_step(stats: EngineStats) -> list[float | None]:
     return [stats.step_tokens or None]
 
@@ -96,6 +102,17 @@ _ROWS = (
             ("prefix_cache_queries", "Prompt tokens looked up in the prefix cache."),
             ("prefix_cache_hits", "Prompt tokens found in the prefix cache."),
             ("num_preemptions", "Sequences preempted because blocks ran out."),
+        )
+    ),
+    *(
+        MetricRow(f"kv_store_{name}", text, read=_stored(field))
+        for name, field, text in (
+            ("read_blocks", "num_blocks_read", "KV blocks read from the KV store."),
+            ("read_bytes", "num_bytes_read", "Bytes of these blocks."),
+            ("written_blocks", "num_blocks_written", "KV blocks written to the KV store."),
+            ("written_bytes", "num_bytes_written", "Bytes of these blocks."),
+            ("lost_blocks", "num_blocks_lost", "KV blocks that could not be written."),
+            ("refused_files", "num_files_refused", "Damaged files found in the KV store."),
         )
     ),
     MetricRow(

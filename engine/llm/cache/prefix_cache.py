@@ -9,9 +9,10 @@ The pool (`engine.llm.cache.kv_cache`) says when a block loses its last owner or
 """
 
 import hashlib
+import time
 from array import array
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from engine.contract.prompt_states import StatePart
 from engine.errors import InvariantViolation
@@ -55,10 +56,19 @@ class PrefixCache:
     A cached block is held by sequences or idle. Its contents are complete and do not change while
     it is indexed. Of two blocks with the same contents, the first is indexed. Each layer group has
     its own blocks, so a search is for one group.
+
+    A client may pin blocks for some time. Pinned blocks are evicted only when no others are idle,
+    and make up at most half of those that may be idle, a client's at most a quarter.
+
+    Args:
+        clock: `time.monotonic`, or a test's own; only pins depend on it.
     """
 
-    def __init__(self, max_idle: int) -> None:
+    def __init__(self, max_idle: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._max_idle = max_idle
+        self._clock = clock
+        self._pins: dict[int, tuple[float, str]] = {}
+        """Until when a block is pinned, and by whom."""
         self._block_of: dict[tuple[int, bytes], int] = {}
         """The block by layer group and hash."""
         self._key_of: dict[int, tuple[int, bytes]] = {}
@@ -98,6 +108,27 @@ class PrefixCache:
         key = self._key_of.pop(block_id, None)
         if key is not None:
             del self._block_of[key]
+            self._pins.pop(block_id, None)
+
+    def pin(self, hashes: Iterable[bytes], num_groups: int, client: str, seconds: float) -> None:
+        """Pin the blocks of a text that are cached, as many as the client may."""
+        until_s = self._clock() + seconds
+        self._pins = {b: pin for b, pin in self._pins.items() if pin[0] > self._clock()}
+        num_own = sum(owner == client for _, owner in self._pins.values())
+        for key in ((group, one) for one in hashes for group in range(num_groups)):
+            block_id = self._block_of.get(key)
+            if block_id is None:
+                continue
+            if block_id in self._pins:
+                pinned_until_s, owner = self._pins[block_id]
+                self._pins[block_id] = max(until_s, pinned_until_s), owner
+            elif num_own < self._max_idle // 4 and len(self._pins) < self._max_idle // 2:
+                self._pins[block_id] = until_s, client
+                num_own += 1
+
+    def pinned_s(self, block_id: int) -> float:
+        """For how long a block is still pinned; 0 if it is not."""
+        return max(0.0, self._pins.get(block_id, (0.0, ""))[0] - self._clock())
 
     def park(self, block_id: int) -> list[int]:
         """Make a cached block idle: it has lost its last owner.
@@ -113,14 +144,21 @@ class PrefixCache:
         del self._idle[block_id]
 
     def evict(self) -> int:
-        """Drop the block that has been idle for longest.
+        """Drop the block that has been idle for longest and is not pinned, or the longest pinned
+        one if all are.
 
         Raises:
             InvariantViolation: no block is idle.
         """
         if not self._idle:
             raise InvariantViolation("asked to evict a cached block, but none is idle")
-        block_id, _ = self._idle.popitem(last=False)
+        for _ in range(len(self._idle)):
+            block_id, _ = self._idle.popitem(last=False)
+            if not self.pinned_s(block_id):
+                break
+            self._idle[block_id] = None
+        else:
+            block_id, _ = self._idle.popitem(last=False)
         self.forget(block_id)
         return block_id
 
@@ -134,6 +172,8 @@ class PrefixCache:
             raise InvariantViolation("the prefix cache's two indexes disagree")
         if not self._idle.keys() <= self._key_of.keys():
             raise InvariantViolation("an idle block is not in the prefix cache's index")
+        if not self._pins.keys() <= self._key_of.keys():
+            raise InvariantViolation("a pinned block is not in the prefix cache's index")
         if len(self._idle) > self._max_idle:
             raise InvariantViolation(f"{len(self._idle)} blocks are idle, {self._max_idle} may be")
 

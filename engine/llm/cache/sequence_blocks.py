@@ -1,10 +1,11 @@
 """A sequence's KV blocks in all layer groups (`engine.contract.kv_layout`), its recurrent state if
 the model has one, and the cached ones that it can start from."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
+from engine.contract.kv_layout import KvLayout
 from engine.llm.cache.kv_cache import BlockPool, BlockTable
 from engine.llm.cache.recurrent_slots import RecurrentState
 
@@ -154,13 +155,50 @@ def find_cached(pool: BlockPool, chain: Sequence[bytes], most: int) -> CachedPre
         chain: hashes of the text's full blocks.
         most: the most tokens to find.
     """
-    layout, cache = pool.layout, pool.cache
-    num_blocks, num_shared, slot = len(chain), 0, None
-    if pool.recurrent is not None:
-        num_blocks = min(num_blocks, most // layout.block_size)
+    layout, cache, recurrent = pool.layout, pool.cache, pool.recurrent
+    num_shared, slot = 0, None
+
+    def with_state(num_blocks: int) -> int:
+        nonlocal num_shared, slot
+        if recurrent is not None:
+            num_shared = max(num_shared, num_blocks * layout.block_size)
+            num_blocks, slot = recurrent.find(chain, num_blocks)
+        return num_blocks
+
+    if recurrent is not None:
+        chain = chain[: most // layout.block_size]
+    num_blocks, firsts = find_reach(
+        layout, chain, most, lambda entry: cache.has(entry[1], entry[0]), with_state
+    )
+    blocks = [cache.find(chain[first:num_blocks], group) for group, first in enumerate(firsts)]
+    num_tokens = min(num_blocks * layout.block_size, most)
+    return CachedPrefix(num_tokens, blocks, firsts, slot, num_shared)
+
+
+def find_reach(
+    layout: KvLayout,
+    chain: Sequence[bytes],
+    most: int,
+    has: Callable[[tuple[int, bytes]], bool],
+    with_state: Callable[[int], int] = lambda num_blocks: num_blocks,
+) -> tuple[int, list[int]]:
+    """Find how many of a text's first blocks it can start from.
+
+    Args:
+        most: the most tokens to find.
+        has: whether there is a block, by layer group and hash.
+        with_state: returns the most blocks up to a number at whose end it can start, because of its
+            recurrent state.
+
+    Returns:
+        The number, and for each layer group the number of blocks at the beginning that it does not
+        need.
+    """
+    num_blocks = len(chain)
     for group, window in enumerate(layout.windows):
         if window is None:
-            num_blocks = len(cache.find(chain[:num_blocks], group))
+            lacking = (i for i in range(num_blocks) if not has((group, chain[i])))
+            num_blocks = next(lacking, num_blocks)
 
     def first_seen(window: int | None) -> int:
         return layout.num_unseen(window, min(num_blocks * layout.block_size, most))
@@ -171,13 +209,8 @@ def find_cached(pool: BlockPool, chain: Sequence[bytes], most: int) -> CachedPre
         for group, window in enumerate(layout.windows):
             index = num_blocks - 1
             while window is not None and index >= first_seen(window):
-                if not cache.has(chain[index], group):
+                if not has((group, chain[index])):
                     num_blocks = index
                 index -= 1
-        if pool.recurrent is not None:
-            num_shared = max(num_shared, num_blocks * layout.block_size)
-            num_blocks, slot = pool.recurrent.find(chain, num_blocks)
-    firsts = [first_seen(window) for window in layout.windows]
-    blocks = [cache.find(chain[first:num_blocks], group) for group, first in enumerate(firsts)]
-    num_tokens = min(num_blocks * layout.block_size, most)
-    return CachedPrefix(num_tokens, blocks, firsts, slot, num_shared)
+        num_blocks = with_state(num_blocks)
+    return num_blocks, [first_seen(window) for window in layout.windows]

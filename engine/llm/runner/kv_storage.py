@@ -63,6 +63,8 @@ class KvStorage:
         self._block_bytes = self._pool[:1].nbytes
         self._written = np.zeros(num_blocks, dtype=np.bool_)
         self._always_committed = device.type != "cpu"
+        # Copies for a disk need not wait for steps in flight.
+        self._beside = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._ahead_bytes = 0
         """The end of the memory that was committed ahead."""
         places: dict[int, tuple[int, Tensor, Tensor | None]] = {}
@@ -128,6 +130,27 @@ class KvStorage:
         for block_id in block_ids:
             if self._written[block_id]:
                 self._pool[block_id].zero_()
+
+    @property
+    def block_bytes(self) -> int:
+        """The bytes of a block."""
+        return self._block_bytes
+
+    def copy_out(self, block_id: int) -> memoryview:
+        """Copy the contents of a block that no step writes to, without waiting for launched
+        steps."""
+        block = self._pool[block_id]
+        if block.is_cuda:
+            with torch.cuda.stream(self._beside):
+                block = block.cpu()
+        return memoryview(block.view(torch.uint8).numpy().tobytes())
+
+    def copy_in(self, block_id: int, contents: memoryview) -> None:
+        """Set the contents of a block, after all launched steps."""
+        self.commit_ahead(np.array([block_id]))
+        numbers = torch.frombuffer(contents, dtype=torch.uint8)
+        self._pool[block_id].view(torch.uint8).copy_(numbers)
+        self._written[block_id] = True
 
     def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy whole blocks, (source, destination), in this order."""

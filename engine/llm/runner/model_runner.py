@@ -152,7 +152,7 @@ class ModelRunner:
         """The version of the adapters with which steps were recorded; 0 if none was."""
         self._num_groups = len(model_config.layer_groups)
         self._expert_rows = expert_row_counts(model_config)
-        self._kv = KvStorage(
+        self.kv = KvStorage(
             num_blocks=config.num_kv_blocks + (recorder is not None),
             layer_groups=[_own_share(group, parallel) for group in model_config.layer_groups],
             block_size=config.block_size,
@@ -196,7 +196,7 @@ class ModelRunner:
     @property
     def kv_bytes_committed(self) -> int:
         """The physical memory that the KV pool takes so far."""
-        return self._kv.bytes_committed
+        return self.kv.bytes_committed
 
     def prepare(self, structure: Structure, client: str) -> "Future[object]":
         """See `engine.llm.executor.Executor`.
@@ -348,7 +348,7 @@ class ModelRunner:
                 self._adapter_slots[sequence.seq_id] = self._slot_of(sequence.adapter)
             if sequence.sampling.prompt_logprobs is not None:
                 self._scored[sequence.seq_id] = sequence
-        self._kv.copy(decision.copies)
+        self.kv.copy(decision.copies)
 
     def _slot_of(self, adapter: str) -> int:
         if self._adapters is None:
@@ -358,9 +358,9 @@ class ModelRunner:
     def _prepare(self, rows: StepRows, before: DrawnTokens | None) -> Callable[[], Tensor]:
         """Put the step's inputs in place. Returns a function that computes its hidden states, [T,
         C]."""
-        self._kv.clear(rows.entered_block_ids)
-        self._kv.will_write(rows.inputs[BLOCK_IDS:])
-        self._kv.commit_ahead(rows.inputs[BLOCK_IDS:])
+        self.kv.clear(rows.entered_block_ids)
+        self.kv.will_write(rows.inputs[BLOCK_IDS:])
+        self.kv.commit_ahead(rows.inputs[BLOCK_IDS:])
         graph = self._find_graph(rows)
         if graph is not None:
             graph.load(rows)
@@ -386,9 +386,9 @@ class ModelRunner:
         adapters, slots = self._adapters, batch.adapter_slots
         ctx = ForwardContext(
             groups=batch.groups,
-            group_of_layer=self._kv.group_of_layer,
-            kv_caches=self._kv.layers,
-            kv_scales=self._kv.scales,
+            group_of_layer=self.kv.group_of_layer,
+            kv_caches=self.kv.layers,
+            kv_scales=self.kv.scales,
             adapters=None if adapters is None or slots is None else adapters.of_rows(slots),
             states=states,
             recurrent=batch.recurrent,

@@ -21,6 +21,7 @@ from engine.llm.engine import LLMEngine
 from engine.llm.kept_states import KeptStates
 from engine.llm.runner.runner_factory import create_runner
 from engine.llm.scheduler import Scheduler
+from engine.llm.start.block_store import create_store, open_files
 from engine.llm.start.draft_loading import LoadedDraft, load_draft
 from engine.llm.start.known_quality import checked_quality
 from engine.llm.start.sizing import Sizing, explained_shortage, measured, sized
@@ -60,6 +61,7 @@ def load_engine(
     sampling = default_sampling(
         model_config.generation, intent.generation_config, intent.override_generation_config
     )
+    files = open_files(intent, model_config)
     machine = machine_facts(intent.device)
     if machine.device == "cpu":
         build_operations(host)
@@ -75,6 +77,11 @@ def load_engine(
             config = sized_pool(weights, model_config, sizing, host)
     runner = create_runner(weights.model, model_config, config, weights.adapters, grammars)
     runner.warm_up()
+    store = None
+    if files is not None:
+        store = create_store(
+            files, runner.kv, intent, config, model_config, sizing.plan, checkpoint
+        )
     scheduler = Scheduler(
         config,
         eos_token_ids=model_config.eos_token_ids,
@@ -82,8 +89,9 @@ def load_engine(
         windows=model_config.group_windows,
         drafters=drafters(config, model_config, weights.draft),
         states=kept_states(model_config, config),
+        store=store,
     )
-    engine = LLMEngine(scheduler, runner, config, adapters=weights.adapters)
+    engine = LLMEngine(scheduler, runner, config, adapters=weights.adapters, store=store)
     seconds = round(time.monotonic() - started_s, 1)
     log.info("model loaded", seconds=seconds, default_sampling=sampling, **asdict(config))
     warn_of_few_bits(sizing.plan)

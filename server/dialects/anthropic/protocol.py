@@ -26,7 +26,6 @@ _NO_EFFECT: Mapping[str, str] = {
     "service_tier": "chooses Anthropic's capacity",
     "inference_geo": "chooses where Anthropic computes",
     "speed": "chooses Anthropic's capacity",
-    "cache_control": "steers Anthropic's cache; prefix caching here needs no hint",
     "diagnostics": "asks about Anthropic's cache",
     "user_profile_id": "names the end user to Anthropic",
     "workspace_id": "names a workspace of Anthropic's",
@@ -47,11 +46,23 @@ _REFUSED_BLOCKS = {
 }
 
 
+TTL_S = {"5m": 300, "1h": 3600}
+"""The times to live of `cache_control`, in seconds."""
+
+
+class CacheControl(WireModel):
+    """Asks to keep the conversation up to this block cached."""
+
+    type: Literal["ephemeral"]
+    ttl: Literal["5m", "1h"] | None = Field(None, description="How long. Default 5m.")
+
+
 class TextBlock(WireModel):
     """A block of text."""
 
     type: Literal["text"]
     text: str
+    cache_control: CacheControl | None = None
 
 
 class ImageSource(WireModel):
@@ -75,6 +86,7 @@ class ImageBlock(WireModel):
 
     type: Literal["image"]
     source: ImageSource
+    cache_control: CacheControl | None = None
 
 
 class ToolUseBlock(WireModel):
@@ -84,6 +96,7 @@ class ToolUseBlock(WireModel):
     id: str = Field(max_length=256)
     name: str = Field(max_length=256)
     input: dict[str, Any]
+    cache_control: CacheControl | None = None
 
 
 class ThinkingBlock(WireModel):
@@ -134,6 +147,7 @@ class ToolResultBlock(WireModel):
         ),
     ] = None
     is_error: bool | None = None
+    cache_control: CacheControl | None = None
 
 
 Block = (
@@ -302,6 +316,9 @@ class MessagesRequest(ConversationFields, OneTextRequest):
     prompt_field: ClassVar[str] = "messages"
 
     max_tokens: int = Field(ge=1, le=MAX_TOKEN_COUNT, description="Most tokens to generate.")
+    cache_control: CacheControl | None = Field(
+        None, description="Asks to keep the whole conversation cached."
+    )
     stop_sequences: list[Annotated[str, Field(min_length=1, max_length=1024)]] | None = Field(
         None, max_length=MAX_STOP_SEQUENCES, description="Strings that end the message."
     )

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Request, Response
 from engine.contract.operations import GENERATE
 from server.dependencies import ClientDep, StateDep
 from server.dialects.anthropic import models
+from server.dialects.anthropic.cache_control import cache_marks
 from server.dialects.anthropic.convert import chat_body, count_body
 from server.dialects.anthropic.protocol import CountTokensRequest, MessagesRequest
 from server.dialects.anthropic.shape import FRAMING, MessageShape, error_shape
@@ -34,7 +35,9 @@ _answers = partial(responses, failure=_FAILURE)
 )
 async def create_message(body: MessagesRequest, client: ClientDep) -> Response:
     """Whole, or as server-sent events with `stream`."""
-    return await answer_chat(chat_body(body), client.with_sent(body, MessageShape()))
+    marks = cache_marks(body)
+    sent = client.with_sent(body, MessageShape(marks))
+    return await answer_chat(chat_body(body), sent, marks)
 
 
 @router.post(

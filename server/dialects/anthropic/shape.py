@@ -1,5 +1,6 @@
 """Answers in Anthropic's form: a message of blocks, or events that build it."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from engine.errors import Overflow
@@ -10,6 +11,7 @@ from server.http.sse import Framing, named_event
 from server.protocol.answers import Usage
 from server.protocol.chat import ChatChunk, ChatCompletion, MessageDelta
 from server.protocol.tools import FunctionDelta, read_arguments
+from server.text.cache_marks import CacheMark
 
 _TYPES = {
     401: "authentication_error",
@@ -63,7 +65,8 @@ class MessageShape(Shape):
 
     framing = FRAMING
 
-    def __init__(self) -> None:
+    def __init__(self, marks: Sequence[CacheMark] = ()) -> None:
+        self._marks = marks
         self._num_blocks = 0
         self._open: str | None = None
         """Type of the block that is being written."""
@@ -84,7 +87,7 @@ class MessageShape(Shape):
             tool_use["input"] = read_arguments(call.function.arguments) or {}
             blocks.append(_block("tool_use") | tool_use)
         end = _end_of(choice.finish_reason, choice.stop_reason)
-        return encode(_message(answer, blocks) | end | {"usage": _usage(answer.usage)})
+        return encode(_message(answer, blocks) | end | {"usage": self._usage(answer.usage)})
 
     def chunk(self, chunk: ChatChunk) -> bytes:
         data = b""
@@ -93,10 +96,10 @@ class MessageShape(Shape):
         if not self._has_begun:
             self._has_begun = True
             begun = _message(chunk, []) | {"stop_reason": None, "stop_sequence": None}
-            counted = _usage(usage) | {"output_tokens": 0}
+            counted = self._usage(usage) | {"output_tokens": 0}
             data = _event("message_start", message=begun | {"usage": counted})
         if not chunk.choices:
-            ended = _event("message_delta", delta=self._end, usage=_usage(usage))
+            ended = _event("message_delta", delta=self._end, usage=self._usage(usage))
             return data + ended + _event("message_stop")
         [choice] = chunk.choices
         data += self._added(choice.delta)
@@ -104,6 +107,27 @@ class MessageShape(Shape):
             self._end = _end_of(choice.finish_reason, choice.stop_reason)
             data += self._close_block()
         return data
+
+    def _usage(self, usage: Usage) -> Block:
+        """Anthropic's usage: of the prompt's tokens, those that were cached, then those up to the
+        last mark, then the others. OpenAI counts all together."""
+        cached = usage.prompt_tokens_details.cached_tokens
+        ends = {mark.seconds: mark.num_tokens for mark in self._marks}
+        hour, last = (
+            max(0, end - cached) for end in (ends.get(3600, 0), max(ends.values(), default=0))
+        )
+        counts: Block = {
+            "input_tokens": usage.prompt_tokens - cached - last,
+            "cache_read_input_tokens": cached,
+            "cache_creation_input_tokens": last,
+            "output_tokens": usage.completion_tokens,
+        }
+        if self._marks:
+            counts["cache_creation"] = {
+                "ephemeral_5m_input_tokens": last - hour,
+                "ephemeral_1h_input_tokens": hour,
+            }
+        return counts
 
     def _added(self, delta: MessageDelta) -> bytes:
         """The events of a chunk. More of an unfinished call comes first, new calls come last."""
@@ -171,17 +195,6 @@ def _block(kind: str) -> Block:
         case "thinking":
             return {"type": kind, "thinking": "", "signature": ""}
     return {"type": kind, "input": {}}
-
-
-def _usage(usage: Usage) -> dict[str, int]:
-    """Anthropic's usage, which counts cached tokens separately; OpenAI includes them."""
-    cached = usage.prompt_tokens_details.cached_tokens
-    return {
-        "input_tokens": usage.prompt_tokens - cached,
-        "cache_read_input_tokens": cached,
-        "cache_creation_input_tokens": 0,
-        "output_tokens": usage.completion_tokens,
-    }
 
 
 def _end_of(finish_reason: str, stop_reason: Any) -> Block:

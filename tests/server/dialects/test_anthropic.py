@@ -362,3 +362,64 @@ async def test_a_stream_holds_nothing_but_named_events(server: TextServer) -> No
     for block in text.strip().split("\n\n"):
         name, data = block.split("\n")
         assert json.loads(data.removeprefix("data: "))["type"] == name.removeprefix("event: ")
+
+
+def marked(text: str, **control: str) -> dict[str, Any]:
+    return {"type": "text", "text": text, "cache_control": {"type": "ephemeral", **control}}
+
+
+async def test_cache_control_pins_what_comes_before_it(
+    server: TextServer, client: anthropic.AsyncAnthropic
+) -> None:
+    result = {"type": "tool_result", "tool_use_id": "1", "content": "it rains"}
+    cases: list[tuple[list[Any], dict[str, Any], dict[int, str]]] = [
+        ([{"role": "user", "content": [marked("the fox"), marked("the dog")]}], {}, {300: "dog"}),
+        (
+            [{"role": "user", "content": [marked("the dog"), {"type": "text", "text": "jumps"}]}],
+            {"system": [marked("the quick fox", ttl="1h"), {"type": "text", "text": "the"}]},
+            {3600: "fox", 300: "dog"},
+        ),
+        (
+            [
+                *HELLO,
+                {
+                    "role": "assistant",
+                    "content": [{"type": "tool_use", "id": "1", "name": "f", "input": {}}],
+                },
+                {"role": "user", "content": [result | {"cache_control": {"type": "ephemeral"}}]},
+            ],
+            {},
+            {300: "rains"},
+        ),
+        (HELLO, {"cache_control": {"type": "ephemeral"}}, {300: "assistant\n"}),
+    ]
+    for messages, fields, ends in cases:
+        cached = server.engine.num_cached_tokens = random.randrange(8)
+        message = await client.messages.create(
+            model=MODEL, max_tokens=4, messages=messages, **fields
+        )
+        request, usage = server.last_request, message.usage
+        found = {pin.seconds: pin.num_tokens for pin in request.pins}
+        assert found.keys() == ends.keys()
+        for seconds, num_tokens in found.items():
+            before = server.tokenizer.decode(request.prompt_token_ids[:num_tokens])
+            assert before.endswith(ends[seconds]), (before, ends)
+        hour = max(0, found.get(3600, 0) - cached)
+        assert usage.cache_read_input_tokens == cached
+        assert usage.cache_creation_input_tokens == max(0, max(found.values()) - cached)
+        assert usage.cache_creation is not None
+        assert usage.cache_creation.ephemeral_1h_input_tokens == hour
+        whole = usage.input_tokens + cached + usage.cache_creation_input_tokens
+        assert whole == len(request.prompt_token_ids)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "param"),
+    [([marked("x")] * 5, "cache_control"), ([marked("x", ttl="2h")], "cache_control.ttl")],
+)
+async def test_false_cache_control_is_refused(
+    server: TextServer, blocks: list[Any], param: str
+) -> None:
+    body = {"max_tokens": 4, "messages": [{"role": "user", "content": blocks}]}
+    answer = await server.client.post(ROUTE, json=body)
+    assert param in error_of(answer)["message"]

@@ -47,3 +47,11 @@ def test_room_for_what_is_not_here_yet(tmp_path, monkeypatch):
     assert cache.disk(tmp_path / "new", models).health == "broken"
     (here / "model.gguf").touch()
     assert cache.disk(tmp_path / "new", models).health == "ok"
+
+
+def test_the_kv_store(tmp_path):
+    assert cache.kv_store(tmp_path / "new" / "store", 1).health == "ok"
+    assert cache.kv_store(tmp_path, 1 << 62).health == "limited"
+    (tmp_path / "file").write_bytes(b"")
+    finding = cache.kv_store(tmp_path / "file" / "store", 1)
+    assert finding.health == "broken" and "--kv-store" in (finding.mend or "")

@@ -136,3 +136,24 @@ def test_check_notices_corruption() -> None:
         corrupt(cache)
         with pytest.raises(InvariantViolation):
             cache.check_invariants()
+
+
+def test_pins_are_kept_longest_and_bounded() -> None:
+    now = [100.0]
+    cache = PrefixCache(16, clock=lambda: now[0])
+    hashes = [b"%d" % number for number in range(16)]
+    for block_id, block_hash in enumerate(hashes):
+        cache.register(block_id, block_hash)
+        assert cache.park(block_id) == []
+    cache.pin(hashes[:6], 1, "greedy", 60.0)  # a quarter is four
+    cache.pin([*hashes[5:10], b"unknown"], 1, "second", 5.0)
+    cache.pin(hashes[10:], 1, "third", 60.0)
+    pinned = [block_id for block_id in range(16) if cache.pinned_s(block_id)]
+    assert pinned == [0, 1, 2, 3, 5, 6, 7, 8], "half are eight"
+    cache.check_invariants()
+    assert [cache.evict() for _ in range(3)] == [4, 9, 10]
+    now[0] += 10.0
+    assert [cache.evict() for _ in range(5)] == [11, 12, 13, 14, 15]
+    assert [cache.evict() for _ in range(4)] == [5, 6, 7, 8], "these have expired"
+    assert [cache.evict() for _ in range(4)] == [0, 1, 2, 3], "only pinned ones are left"
+    cache.check_invariants()
