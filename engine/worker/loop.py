@@ -81,6 +81,14 @@ class Link:
     def _next(self) -> messages.ToWorker:
         return messages.decode_to_worker(*self._socket.recv_multipart())
 
+    def wait_for(self, order: type[messages.WakeUp]) -> bool:
+        """Wait for that order; other messages keep their order. False: shut down."""
+        while not isinstance(message := self._next(), order):
+            if isinstance(message, messages.Shutdown):
+                return False
+            self._early.append(message)
+        return True
+
     def refuse(self, request_id: str, error: EngineError) -> None:
         """End a request with an error."""
         self.send(messages.Refused(request_id, Failure.of(error)))
@@ -211,8 +219,28 @@ class Loop:
                         self._publish([], self._engine.stats())
                 case messages.LoadAdapter() | messages.UnloadAdapter() as change:
                     self._change_adapter(change)
+                case messages.Doze() as order:
+                    if not self._doze(order):
+                        return False
                 case messages.Shutdown():
                     return False
+        return True
+
+    def _doze(self, order: messages.Doze) -> bool:
+        """Keep the model's memory in a file until it is wanted. False: shut down."""
+        from engine.runtime.parked_memory import ParkedMemory, private_bytes
+
+        try:
+            parked = ParkedMemory(Path(order.folder), order.most_bytes)
+        except OSError as error:
+            log.info("the model cannot doze", reason=str(error))
+            self._link.send(messages.Dozing())
+            return True
+        self._link.send(messages.Dozing(parked.num_bytes, private_bytes()))
+        if not self._link.wait_for(messages.WakeUp):
+            return False
+        parked.restore()
+        self._link.send(messages.Awake())
         return True
 
     def _prepare_until_message(self) -> None:
