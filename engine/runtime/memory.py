@@ -158,6 +158,12 @@ def available_host_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     return available
 
 
+def private_bytes() -> int:
+    """Return the bytes that this process shares with no other one."""
+    rows = (line.split() for line in Path("/proc/self/smaps_rollup").read_text().splitlines())
+    return sum(int(row[1]) << 10 for row in rows if row[0].startswith("Private_"))
+
+
 def _cached_files(cgroup: Path) -> int:
     """Return the bytes of files that have not been used lately."""
     for line in (cgroup / "memory.stat").read_text().splitlines():

@@ -83,12 +83,6 @@ class ParkedMemory:
                     _whole(os.preadv(file.fileno(), [piece], offset), piece)
 
 
-def private_bytes() -> int:
-    """The memory that this process shares with no other one."""
-    rows = (line.split() for line in Path("/proc/self/smaps_rollup").read_text().splitlines())
-    return sum(int(row[1]) << 10 for row in rows if row[0].startswith("Private_"))
-
-
 def _written_runs() -> Iterator[tuple[int, int]]:
     """Yield (start, size) of the written pages that lie within one tensor."""
     private = large_private_ranges(_PAGE)

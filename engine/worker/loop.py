@@ -36,8 +36,10 @@ from engine.errors import (
     InternalError,
     UnsupportedFeature,
 )
+from engine.planning.process_bytes import HOST_BYTES
 from engine.processes.logs import configure_logging
 from engine.runtime.fault import answer_for
+from engine.runtime.memory import available_host_memory, private_bytes
 from engine.runtime.threads import (
     ComputeThreads,
     compute_threads,
@@ -228,7 +230,7 @@ class Loop:
 
     def _doze(self, order: messages.Doze) -> bool:
         """Keep the model's memory in a file until it is wanted. False: shut down."""
-        from engine.runtime.parked_memory import ParkedMemory, private_bytes
+        from engine.runtime.parked_memory import ParkedMemory
 
         try:
             parked = ParkedMemory(Path(order.folder), order.most_bytes)
@@ -321,7 +323,7 @@ class Loop:
 def load(spec: messages.WorkerSpec, link: Link) -> tuple[AnyEngine, Info]:
     """Fetch and load the model, reporting each phase."""
     # Importing torch takes a second, so the server is told "starting" before that.
-    from engine.runtime.device import choose_cpu_isa
+    from engine.runtime.device import choose_cpu_isa, choose_device
     from engine.weights.adapter_source import resolve_adapter, with_adapters_here
     from engine.weights.digest import PendingDigest
     from engine.weights.source import resolve_source
@@ -343,6 +345,8 @@ def load(spec: messages.WorkerSpec, link: Link) -> tuple[AnyEngine, Info]:
     config, failed = with_adapters_here(spec.config, fetch_adapter)
     config = with_fetched(config, kind, fetch)
     link.report(Phase.LOADING, 0.0, kind=kind.name)
+    if choose_device(spec.config.device) == "cpu":
+        reserve_process(kind.name, link)
     digest = PendingDigest(checkpoint, cache_dir / "digests")
     engine: AnyEngine
     info: Info
@@ -358,6 +362,16 @@ def load(spec: messages.WorkerSpec, link: Link) -> tuple[AnyEngine, Info]:
     if failed and isinstance(info, AdaptableInfo):
         info = replace(info, failed_adapters={**info.failed_adapters, **failed})
     return engine, info
+
+
+def reserve_process(kind: str, link: Link) -> None:
+    """Ask for the memory that a worker takes beside its model. A part of it is taken already.
+
+    Raises:
+        InsufficientMemory: there is too little.
+    """
+    num_bytes = HOST_BYTES.get(kind, HOST_BYTES["text"])
+    link.reserve("cpu", "process", num_bytes, available_host_memory() + private_bytes())
 
 
 def serve(spec: messages.WorkerSpec) -> int:

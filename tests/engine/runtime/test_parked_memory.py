@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from engine.runtime.huge_pages import lazy_zeros, use_huge_pages
-from engine.runtime.parked_memory import ParkedMemory, private_bytes
+from engine.runtime.memory import private_bytes
+from engine.runtime.parked_memory import ParkedMemory
 
 MIB = 1 << 20
 
@@ -17,7 +18,7 @@ MIB = 1 << 20
 def tensors():
     """Tensors of all sorts, of 48 MiB at least, and copies of them."""
     rng = random.Random()
-    pool = torch.frombuffer(lazy_zeros(256 * MIB), dtype=torch.int16)
+    pool = torch.frombuffer(lazy_zeros(32 * MIB), dtype=torch.int16)
     for _ in range(9):
         first = rng.randrange(len(pool) - MIB)
         pool[first : first + rng.randrange(MIB)] = rng.randrange(1, 1 << 15)
