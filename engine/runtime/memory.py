@@ -10,6 +10,8 @@ from pathlib import Path
 from engine.errors import InsufficientMemory
 
 MIB = 1 << 20
+PROCESS = "process"
+"""The purpose of what a worker takes beside its model."""
 _PROCESS_ID = -1
 """The number of a sleeping process's reservation; those of owners begin at 0."""
 
@@ -59,9 +61,14 @@ class MemoryArbiter:
             most = capacity_bytes if self._most_bytes is None else self._most_bytes
             self._budgets[device] = min(capacity_bytes, most)
 
-    def held(self, device: str, owner: str | None = None) -> int:
-        """Return the bytes that are held on a device, by one owner or by all."""
-        return sum(r.num_bytes for r in self._on(device) if owner in (None, r.owner))
+    def held(self, device: str, owner: str | None = None, purpose: str | None = None) -> int:
+        """Return the bytes that are held on a device, by one owner or by all, for one purpose or
+        for all."""
+        return sum(
+            r.num_bytes
+            for r in self._on(device)
+            if owner in (None, r.owner) and purpose in (None, r.purpose)
+        )
 
     def free(self, device: str) -> int:
         """Return the bytes of the budget that nobody holds."""
@@ -120,7 +127,7 @@ class MemoryArbiter:
         self.release_all(owner)
         if process_bytes > self.free(device):
             return False
-        self.reserve(owner, _PROCESS_ID, device, "a sleeping process", process_bytes)
+        self.reserve(owner, _PROCESS_ID, device, PROCESS, process_bytes)
         self._suspended[owner] = before
         return True
 

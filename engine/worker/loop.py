@@ -39,7 +39,7 @@ from engine.errors import (
 from engine.planning.process_bytes import HOST_BYTES
 from engine.processes.logs import configure_logging
 from engine.runtime.fault import answer_for
-from engine.runtime.memory import available_host_memory, private_bytes
+from engine.runtime.memory import PROCESS, available_host_memory, private_bytes
 from engine.runtime.threads import (
     ComputeThreads,
     compute_threads,
@@ -371,7 +371,7 @@ def reserve_process(kind: str, link: Link) -> None:
         InsufficientMemory: there is too little.
     """
     num_bytes = HOST_BYTES.get(kind, HOST_BYTES["text"])
-    link.reserve("cpu", "process", num_bytes, available_host_memory() + private_bytes())
+    link.reserve("cpu", PROCESS, num_bytes, available_host_memory() + private_bytes())
 
 
 def serve(spec: messages.WorkerSpec) -> int:

@@ -15,7 +15,7 @@ import structlog
 
 from engine.contract.request import Info
 from engine.errors import ModelUnloading
-from engine.runtime.memory import MemoryArbiter
+from engine.runtime.memory import PROCESS, MemoryArbiter
 from engine.worker import slumber
 from engine.worker.supervisor import Supervisor
 
@@ -176,9 +176,13 @@ class Sleepers:
             if missing + num_bytes <= 0:
                 missing += num_bytes
                 going.remove(other)
+        staying = [other for other in going if not other.slumber.is_dozing]
+        kept = sum(self._arbiter.held(device, other.spec.name, PROCESS) for other in staying)
         for other in going:
             log.info("model makes room", model=other.spec.name, wanted=supervisor.spec.name)
-        falling = [other.fall_asleep(deep=other.slumber.is_dozing) for other in going]
+        falling = [
+            other.fall_asleep(deep=missing + kept > 0 or other.slumber.is_dozing) for other in going
+        ]
         await asyncio.gather(*map(asyncio.shield, falling))
         return True
 
