@@ -17,7 +17,6 @@ from typing import Protocol
 import structlog
 
 from engine.contract.adapter_orders import AdapterOrder, AdapterReport
-from engine.contract.gpus import device_of_account
 from engine.contract.kinds import Kind, kind_of
 from engine.contract.model_spec import ModelSpec
 from engine.contract.operations import operation_of
@@ -27,7 +26,6 @@ from engine.errors import (
     EngineDead,
     EngineError,
     Failure,
-    InsufficientMemory,
     InvalidParameter,
     ModelNotReady,
     ModelUnloading,
@@ -36,6 +34,7 @@ from engine.errors import (
 from engine.runtime.memory import MemoryArbiter
 from engine.worker import messages
 from engine.worker.adapter_changes import AdapterChanges
+from engine.worker.memory_desk import MemoryDesk
 from engine.worker.request_stream import RequestStream, StreamTable
 from engine.worker.slumber import Slumber
 from engine.worker.text_gate import TextCheck, TextGate
@@ -113,7 +112,8 @@ class Supervisor:
         self.text_path: str | None = None
         self._on_demand = on_demand
         self._options = options
-        self._arbiter = arbiter
+        device = self.config.device
+        self._desk = MemoryDesk(spec.name, device, arbiter, self._send, self._make_room)
         self._on_stats = on_stats
         self._on_lost = on_lost
         self._check_text = check_text
@@ -123,8 +123,6 @@ class Supervisor:
         self._falling_asleep: asyncio.Task[None] | None = None
         self._dozed: asyncio.Future[messages.Dozing | None] | None = None
         """The worker's answer to the order to doze; None if it has ended instead."""
-        self._asking: asyncio.Task[None] | None = None
-        """Asks for memory that is not free yet."""
         self.adapter_changes = AdapterChanges(self._send)
         self._worker: WorkerProcess | None = None
         self._task: asyncio.Task[None] | None = None
@@ -263,7 +261,7 @@ class Supervisor:
     def wake(self) -> None:
         """Wake a sleeping model."""
         self._settled = asyncio.Event()
-        if self.slumber.is_dozing and not self._arbiter.resume(self.spec.name):
+        if self.slumber.is_dozing and not self._desk.resume():
             self._falling_asleep = self._sleep_task(True)
             return
         self._falling_asleep = None
@@ -303,22 +301,8 @@ class Supervisor:
                 f"model {self.spec.name!r} has no adapter {name!r}", param="lora_name"
             )
         self._serve_adapters(info.without_adapter(name), self.config.adapters)
-        gone = self.adapter_changes.unload(name)
-        return asyncio.create_task(self._wait_for_adapter(name, gone, drain_timeout_s))
-
-    async def _wait_for_adapter(
-        self, name: str, gone: "asyncio.Future[None]", drain_timeout_s: float
-    ) -> None:
-        done, _ = await asyncio.wait([gone], timeout=drain_timeout_s)
-        if not done:
-            self._streams.end_adapter(
-                name,
-                ModelUnloading(
-                    f"adapter {name!r} was unloaded before the request was complete; send it to "
-                    f"another model"
-                ),
-            )
-        await gone
+        late = partial(self._streams.end_adapter, name, self._unloaded(f"adapter {name!r}"))
+        return self.adapter_changes.unload(name, drain_timeout_s, late)
 
     def _ready_info(self) -> Info:
         """The info of a model that can take requests.
@@ -357,7 +341,7 @@ class Supervisor:
         self._over.set()
         self._set_phase(Phase.DRAINING, "it is being unloaded")
         self._settled.set()
-        self._end_waiting(self._unloaded())
+        self._end_waiting(self._unloaded(f"model {self.spec.name!r}"))
 
     async def unload(self, drain_timeout_s: float) -> None:
         """After `leave`: let running requests finish within the timeout, then end them and the
@@ -368,13 +352,13 @@ class Supervisor:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(drain_timeout_s):
                 await self.wait_until_idle()
-        self._streams.fail_all(self._unloaded())
+        self._streams.fail_all(self._unloaded(f"model {self.spec.name!r}"))
         await self.stop()
 
-    def _unloaded(self) -> ModelUnloading:
+    @staticmethod
+    def _unloaded(what: str) -> ModelUnloading:
         return ModelUnloading(
-            f"model {self.spec.name!r} was unloaded before the request was complete; send it to "
-            f"another model"
+            f"{what} was unloaded before the request was complete; send it to another model"
         )
 
     def _end_waiting(self, error: EngineError) -> None:
@@ -408,7 +392,7 @@ class Supervisor:
     async def _doze(self) -> bool:
         """Have the worker put its memory into a file and stay. False: it cannot."""
         most_bytes = self._housekeeper.doze_bytes
-        held = self._arbiter.held_by(self.spec.name)
+        held = self._desk.held()
         if not (most_bytes > 0 and self._is_loaded and held == {"cpu": held.get("cpu")}):
             return False
         self._dozed = asyncio.get_running_loop().create_future()
@@ -416,7 +400,7 @@ class Supervisor:
         answer = await self._dozed
         if answer is None or self._is_leaving or not answer.file_bytes:
             return False
-        self.slumber.is_dozing = self._arbiter.suspend(self.spec.name, "cpu", answer.process_bytes)
+        self.slumber.is_dozing = self._desk.suspend(answer.process_bytes)
         self.slumber.file_bytes = answer.file_bytes
         return self.slumber.is_dozing
 
@@ -493,19 +477,8 @@ class Supervisor:
 
     async def _watch(self, worker: WorkerProcess) -> None:
         """End a worker that hangs; `_run_worker` notices its end."""
-        config, clock = self.config, asyncio.get_running_loop().time
-        watchdog = Watchdog(config.worker_timeout_s, config.step_timeout_s)
-        ticked_s = clock()
-        while self._stall is None:
-            await asyncio.sleep(watchdog.period_s)
-            pulse, last_s, ticked_s = worker.pulse(), ticked_s, clock()
-            if pulse is not None:
-                watchdog.on_pulse(pulse)
-            self._stall = watchdog.tick(
-                ticked_s - last_s,
-                is_ready=self._is_loaded,
-                is_busy=self._is_busy,
-            )
+        watchdog = Watchdog(self.config.worker_timeout_s, self.config.step_timeout_s)
+        self._stall = await watchdog.watch(worker.pulse, lambda: (self._is_loaded, self._is_busy))
         self._stalls += 1
         log.error("a worker hangs and is restarted", model=self.spec.name, reason=self._stall)
         self._set_phase(Phase.RESTARTING, "the worker hung and is being restarted")
@@ -523,9 +496,9 @@ class Supervisor:
                 self._kind = kind or self._kind
                 self._set_phase(phase, detail, progress=progress)
             case messages.Reserve():
-                self._reserve(message)
+                self._desk.reserve(message, may_wait=not self._is_loaded)
             case messages.Release(id=id):
-                self._arbiter.release(self.spec.name, id)
+                self._desk.release(id)
             case messages.Found(path=path):
                 self.text_path = path
                 self._gate.found(path)
@@ -566,7 +539,7 @@ class Supervisor:
             return
         self.info = info
         self._is_loaded = self._has_served = True
-        self.slumber.end(self._arbiter.held_by(self.spec.name))
+        self.slumber.end(self._desk.held())
         self._set_phase(Phase.READY)
         self._settled.set()
         if kind_of(info).yields:
@@ -597,27 +570,15 @@ class Supervisor:
             f"the server's log",
         )
 
-    def _reserve(self, ask: messages.Reserve, *, will_never_fit: bool = False) -> None:
-        device = device_of_account(ask.device, self.config.device)
-        self._arbiter.ensure_budget(device, ask.capacity_bytes)
-        try:
-            self._arbiter.reserve(self.spec.name, ask.id, device, ask.purpose, ask.num_bytes)
-            self._send(messages.Granted(ask.id, self._arbiter.free(device)))
-        except InsufficientMemory as error:
-            if self._is_loaded or will_never_fit:
-                self._send(messages.Denied(ask.id, Failure.of(error)))
-            else:
-                self._asking = asyncio.create_task(self._ask_for_room(ask, device))
-
-    async def _ask_for_room(self, ask: messages.Reserve, device: str) -> None:
-        """Answer a loading worker once others have made room for it, or cannot."""
-        held = self._arbiter.held(device, self.spec.name)
-        wanted = max(ask.num_bytes, self.slumber.planned.get(device, 0) - held)
-        fits = await self._housekeeper.make_room(self, device, wanted)
-        if fits is None and (self.info is not None or not self._on_demand):
-            self.fall_asleep()
-        else:
-            self._reserve(ask, will_never_fit=not fits)
+    async def _make_room(self, device: str, num_bytes: int) -> bool | None:
+        """Have others sleep until a loading worker can get the rest of its memory, or that many
+        bytes; else this model sleeps."""
+        planned = self.slumber.planned.get(device, 0) - self._desk.held().get(device, 0)
+        fits = await self._housekeeper.make_room(self, device, max(num_bytes, planned))
+        if fits is not None or (self.info is None and self._on_demand):
+            return bool(fits)
+        self.fall_asleep()
+        return None
 
     def _send(self, message: messages.ToWorker) -> None:
         self._send_frames(messages.frames_of(message))
@@ -640,16 +601,13 @@ class Supervisor:
         """Clean up after a worker's end, which also ended its requests and freed its memory."""
         self._worker = None
         self._is_loaded = False
-        if self._asking is not None:
-            self._asking.cancel()
         self.stats = None  # the next worker reports no step before it has a request
         self._gate.close()
-        self._arbiter.release_all(self.spec.name)
+        self._desk.release_all()
         self.slumber.is_dozing = False
         if self._dozed is not None and not self._dozed.done():
             self._dozed.set_result(None)
-        if self._status.phase is not Phase.SLEEPING:
-            self._set_phase(Phase.RESTARTING)
+        self._set_phase(Phase.RESTARTING)
         reason = f": {self._failure.message}" if self._failure else ""
         if self._stall is not None:
             reason = f": {self._stall}"
@@ -670,6 +628,8 @@ class Supervisor:
             return  # a model that is being unloaded stays so, whatever its worker does
         if self._over.is_set() and phase in (Phase.RESTARTING, Phase.READY, *_LOADING):
             return  # so does one that falls asleep
+        if self._status.phase is Phase.SLEEPING and phase is Phase.RESTARTING:
+            return  # or dozes
         self._status = ModelStatus(
             model=self.spec.name,
             phase=phase,
