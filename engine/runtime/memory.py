@@ -166,8 +166,17 @@ def available_host_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
 
 
 def private_bytes() -> int:
-    """Return the bytes that this process shares with no other one."""
-    rows = (line.split() for line in Path("/proc/self/smaps_rollup").read_text().splitlines())
+    """Return the bytes that this process and those that it started share with no other one."""
+    children = " ".join(file.read_text() for file in Path("/proc/self/task").glob("*/children"))
+    return sum(_private_bytes(pid) for pid in ("self", *children.split()))
+
+
+def _private_bytes(pid: str) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0  # it has just ended
+    rows = map(str.split, lines)
     return sum(int(row[1]) << 10 for row in rows if row[0].startswith("Private_"))
 
 

@@ -8,6 +8,7 @@ import ctypes
 import gc
 import mmap
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ _PAGE = mmap.PAGESIZE
 _PRESENT = np.uint64(3 << 62)
 """The bits of a page in `/proc/self/pagemap` that is in memory or swapped out."""
 _PIECE_BYTES = 1 << 30
+_TMPFS, _RAMFS = 0x01021994, 0x858458F6
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +54,12 @@ class ParkedMemory:
     def __init__(self, folder: Path, most_bytes: int) -> None:
         self._runs: list[_Run] = []
         self.num_bytes = 0
-        for start, size in _written_runs():
+        ranges = _private_ranges()
+        for start, size in _written_runs(ranges):
             self._runs.append(_Run(start, size, self.num_bytes))
             self.num_bytes += size
+        if _is_in_memory(folder):
+            raise OSError(f"files in {folder} are in memory")
         if self.num_bytes > most_bytes:
             raise OSError(f"{self.num_bytes} bytes do not fit into a file of {most_bytes}")
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115, it stays open
@@ -67,8 +72,8 @@ class ParkedMemory:
             raise
         libc = ctypes.CDLL(None)
         libc.madvise.argtypes = [ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int]
-        for run in self._runs:
-            libc.madvise(run.start, run.size, mmap.MADV_DONTNEED)
+        for start, size in ranges:
+            libc.madvise(start, size, mmap.MADV_DONTNEED)
         libc.malloc_trim(0)
 
     def restore(self) -> None:
@@ -83,17 +88,32 @@ class ParkedMemory:
                     _whole(os.preadv(file.fileno(), [piece], offset), piece)
 
 
-def _written_runs() -> Iterator[tuple[int, int]]:
-    """Yield (start, size) of the written pages that lie within one tensor."""
+def _is_in_memory(folder: Path) -> bool:
+    """Whether files in a folder take memory."""
+    facts = ctypes.create_string_buffer(256)  # a `struct statfs`, which begins with the type
+    ctypes.CDLL(None).statfs(os.fsencode(folder), facts)
+    return int.from_bytes(facts.raw[:8], sys.byteorder) in (_TMPFS, _RAMFS)
+
+
+def _private_ranges() -> list[tuple[int, int]]:
+    """(start, size) of the tensors' pages that only this process has. The rest is for example a
+    mapped file, which the kernel can drop by itself."""
     private = large_private_ranges(_PAGE)
+    found = []
+    for start, size in _tensor_ranges():
+        for first, length in private:
+            low, high = max(start, first), min(start + size, first + length)
+            if low < high:
+                found.append((low, high - low))
+    return found
+
+
+def _written_runs(ranges: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Yield (start, size) of the pages in the ranges that hold anything."""
     with Path("/proc/self/pagemap").open("rb", buffering=0) as pagemap:
-        for start, size in _tensor_ranges():
-            # The rest is for example a mapped file, which the kernel can drop by itself.
-            for first, length in private:
-                low, high = max(start, first), min(start + size, first + length)
-                if low < high:
-                    pagemap.seek(low // _PAGE * 8)
-                    yield from _present(low, pagemap.read((high - low) // _PAGE * 8))
+        for start, size in ranges:
+            pagemap.seek(start // _PAGE * 8)
+            yield from _present(start, pagemap.read(size // _PAGE * 8))
 
 
 def _present(start: int, pages: bytes) -> Iterator[tuple[int, int]]:

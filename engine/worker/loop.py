@@ -40,6 +40,7 @@ from engine.planning.process_bytes import HOST_BYTES
 from engine.processes.logs import configure_logging
 from engine.runtime.fault import answer_for
 from engine.runtime.memory import PROCESS, available_host_memory, private_bytes
+from engine.runtime.side_work import SIDE_WORK
 from engine.runtime.threads import (
     ComputeThreads,
     compute_threads,
@@ -233,6 +234,8 @@ class Loop:
         from engine.runtime.parked_memory import ParkedMemory
 
         try:
+            if self._engine.has_work() or SIDE_WORK.num_running:
+                raise OSError("it still works on a request that was cancelled")
             parked = ParkedMemory(Path(order.folder), order.most_bytes)
         except OSError as error:
             log.info("the model cannot doze", reason=str(error))

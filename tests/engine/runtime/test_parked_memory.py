@@ -44,10 +44,16 @@ def test_memory_is_free_while_it_is_parked_and_the_same_afterwards(tensors, tmp_
     assert private_bytes() < before + 16 * MIB, "empty pages stay away"
 
 
-@pytest.mark.parametrize("fault", ["limit", "folder"])
-def test_nothing_changes_if_the_file_is_impossible(tensors, tmp_path, fault):
+@pytest.mark.parametrize("fault", ["limit", "folder", "memory", "write"])
+def test_nothing_changes_if_the_file_is_impossible(tensors, tmp_path, monkeypatch, fault):
+    def write(file, data, offset, own=os.pwrite):
+        return own(file, data[:-1], offset)
+
     before = [one.sum(dtype=torch.float64).item() for one in tensors]
-    folder, most = (tmp_path, MIB) if fault == "limit" else (Path("/proc"), 1 << 30)
+    if fault == "write":
+        monkeypatch.setattr(os, "pwrite", write)
+    folder = {"folder": Path("/proc"), "memory": Path("/dev/shm")}.get(fault, tmp_path)
+    most = MIB if fault == "limit" else 1 << 30
     with pytest.raises(OSError):
         ParkedMemory(folder, most)
     assert before == [one.sum(dtype=torch.float64).item() for one in tensors]
