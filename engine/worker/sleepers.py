@@ -141,7 +141,8 @@ class Sleepers:
             # Before a process is started, which takes memory of its own.
             for device, num_bytes in own.planned.items():
                 await self.make_room(supervisor, device, num_bytes)
-            if own.is_wanted and not supervisor.is_leaving:
+            may_wake = own.is_dozing or supervisor.has_ended  # others may have ended its doze
+            if may_wake and own.is_wanted and not supervisor.is_leaving:
                 supervisor.wake()
                 await supervisor.wait_until_settled()
                 if supervisor.status.failure is not None:

@@ -256,6 +256,8 @@ class Supervisor:
         return self._falling_asleep
 
     def _sleep_task(self, deep: bool) -> "asyncio.Task[None]":
+        if deep:  # from now on, so that no wake comes between
+            self.slumber.is_dozing = False
         return asyncio.create_task(self._fall_asleep(deep), context=Context())
 
     def wake(self) -> None:
@@ -382,7 +384,6 @@ class Supervisor:
 
     async def _fall_asleep(self, deep: bool) -> None:
         if deep or not await self._doze():
-            self.slumber.is_dozing = False
             await self._end_worker()
         self._settled.set()
         log.info("model sleeps", model=self.spec.name, dozing=self.slumber.is_dozing)
@@ -398,7 +399,9 @@ class Supervisor:
         self._dozed = asyncio.get_running_loop().create_future()
         self._send(messages.Doze(str(self._options.cache_dir), most_bytes))
         answer = await self._dozed
-        if answer is None or self._is_leaving or not answer.file_bytes:
+        if answer is None or self._is_leaving:
+            return False
+        if not 0 < answer.file_bytes <= self._housekeeper.doze_bytes:  # another may have been first
             return False
         self.slumber.is_dozing = self._desk.suspend(answer.process_bytes)
         self.slumber.file_bytes = answer.file_bytes
