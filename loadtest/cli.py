@@ -1,7 +1,9 @@
 """`python -m loadtest`: run a workload, compare servers, write the benchmark page."""
 
 import asyncio
+import random
 import sys
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from loadtest import run_options as given
 from loadtest.cli_run import EXIT_INTERRUPTED, run
 from loadtest.compare import Comparison, NoiseLimit
 from loadtest.decoding import DecodingComparison
@@ -34,6 +37,7 @@ from loadtest.results import (
 )
 from loadtest.scenario import random_seed
 from loadtest.session import Session
+from loadtest.swaps import Swapper, orders
 
 app = typer.Typer(
     help="Drive any OpenAI-compatible server over HTTP and measure it.",
@@ -232,6 +236,27 @@ def hot_loads(
         session.save({"runs": runs})
 
     _measure(document, [plan.server], measure, hot_loads_section)
+
+
+@app.command()
+def swaps(
+    models: Annotated[
+        list[str],
+        typer.Argument(help="NAME of a text model, NAME=embedding or NAME=image. Several."),
+    ],
+    url: given.Url = "http://127.0.0.1:8000/v1",
+    users: Annotated[int, typer.Option(min=1, help="Users, each of whom asks in turn.")] = 3,
+    seconds: Annotated[float, typer.Option(min=0, help="Length of the run.")] = 600.0,
+    pid: given.Pids = None,
+    seed: Seed = None,
+) -> None:
+    """Ask a running server at random for more models than fit into its memory."""
+    rng = random.Random(random_seed() if seed is None else seed)
+    swapper = Swapper(url, orders(models, rng))
+    run = asyncio.run(swapper.measure(users, seconds, pid or [], rng))
+    _say(run.to_table())
+    for reason, count in Counter(run.lost).most_common(5):
+        _say(f"{count} lost: {reason}")
 
 
 @app.command()

@@ -65,7 +65,7 @@ class FirstUse:
             EngineError: as in `find_offering`.
         """
         meant = name or self._meant(operation)
-        await self._wake(operation, meant)
+        await self.wake(operation, meant)
         is_absent = meant in self._loads or self._phase(meant) in (None, Phase.FAILED)
         if meant is not None and meant in self.offered(operation) and is_absent:
             await self._load(meant)
@@ -96,7 +96,7 @@ class FirstUse:
             return served[0] if len(served) == 1 else None
         return next(iter(self.offered(operation)), None)
 
-    async def _wake(self, operation: AnyOperation, name: str | None) -> None:
+    async def wake(self, operation: AnyOperation, name: str | None) -> None:
         """Wake a sleeping model that has not served yet, if a request for it may succeed."""
         known = {info.model for info in self._engine.models()}
         for status in self._engine.statuses():

@@ -7,9 +7,11 @@ from typing import Any
 
 from fastapi import Request
 
-from engine.contract.operations import Operation
+from engine.contract.operations import AnyOperation, Operation
 from engine.contract.request import InfoT
+from engine.errors import ModelNotReady
 from engine.worker.client import EngineClient
+from server.catalog import find_offering
 from server.chat_history import ChatHistory
 from server.first_use import FirstUse
 from server.http.admin import has_admin_key
@@ -74,15 +76,41 @@ class ClientRequest:
         return not self.state.settings.admin_keys or has_admin_key(self.request.scope)
 
     async def find(self, operation: Operation[Any, Any, InfoT], name: str | None) -> InfoT:
-        """The model that a request means, which may be loaded first.
+        """The model that a request means, which may be loaded first, unless llama-server's
+        `autoload` in the query is false.
 
         Raises:
+            ModelNotReady: it sleeps, and must not be woken.
             RequestAborted: the client left meanwhile.
             EngineError: as in `FirstUse.find`.
         """
+        if not self._may_wake:
+            info = find_offering(self.state.engine, operation, name)
+            if self.state.engine.is_asleep(info.model):
+                raise ModelNotReady(
+                    f"model {info.model!r} sleeps, and autoload is false; leave autoload out, or "
+                    f"POST /wake_up first",
+                    param="autoload",
+                )
+            return info
         return await until_disconnect(
             self.request.receive, self.state.first_use.find(operation, name)
         )
+
+    async def wake(self, operation: AnyOperation, name: str | None) -> None:
+        """Wake a model of that id that has not served yet, as `find` does.
+
+        Raises:
+            RequestAborted: the client left meanwhile.
+            EngineError: as in `EngineClient.wake`.
+        """
+        if self._may_wake:
+            waking = self.state.first_use.wake(operation, name)
+            await until_disconnect(self.request.receive, waking)
+
+    @property
+    def _may_wake(self) -> bool:
+        return self.request.query_params.get("autoload") not in ("false", "0")
 
     def with_sent(self, sent: RequestBody, shape: Shape | None = None) -> "ClientRequest":
         """The same request, which came in another form and is answered in that shape."""

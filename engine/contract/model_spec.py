@@ -25,6 +25,7 @@ NOT_OF_A_MODEL = {
     "max_kl": "it is the server's guard; set it for the server",
     "memory_gib": "it is for all models together; set it for the server",
     "kv_store_bytes": "it is for all models together; set it for the server",
+    "sleep_file_gib": "it is for all models together; set it for the server",
     "image_share": "it is for all models together; set it for the server",
 }
 """The fields of `EngineConfig` that a model's settings cannot have, and what to do instead."""

@@ -35,6 +35,13 @@ class EngineConfig(ImageSettings, TextSettings):
         ge=0,
     )
 
+    sleep_file_gib: float = knob(
+        2.0,
+        "Most memory of models that is kept in files while they sleep, so that they wake at once. "
+        "Their processes stay until others need their memory. With 0 they always end.",
+        ge=0,
+    )
+
     def of(self, wanted: type[SettingsT]) -> SettingsT:
         """The settings of one class."""
         return wanted(**{f.name: getattr(self, f.name) for f in fields(wanted)})

@@ -8,7 +8,6 @@ pages 17.5 ms (2 cores of a Sapphire Rapids class Xeon, virtual machine).
 import contextlib
 import ctypes
 import mmap
-from collections.abc import Iterator
 from pathlib import Path
 
 HUGE_PAGE_BYTES = 2 << 20
@@ -34,7 +33,7 @@ def use_huge_pages() -> int:
         madvise.argtypes = [ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int]
         return sum(
             size
-            for start, size in _large_private_ranges()
+            for start, size in large_private_ranges()
             if madvise(start, size, mmap.MADV_HUGEPAGE) == 0
             and madvise(start, size, MADV_COLLAPSE) == 0
         )
@@ -58,15 +57,17 @@ def lazy_zeros(num_bytes: int, *, huge: bool = False) -> mmap.mmap:
     return memory
 
 
-def _large_private_ranges() -> Iterator[tuple[int, int]]:
-    """Yield (start, size) of whole huge pages inside anonymous writable mappings."""
+def large_private_ranges(page_bytes: int = HUGE_PAGE_BYTES) -> list[tuple[int, int]]:
+    """(start, size) of the whole pages inside anonymous writable mappings."""
+    found = []
     for line in Path("/proc/self/maps").read_text().splitlines():
         place, permissions, *rest = line.split(maxsplit=5)
         name = rest[3] if len(rest) > 3 else ""
         if permissions != "rw-p" or name not in ("", "[heap]"):
             continue
         first, last = (int(address, 16) for address in place.split("-"))
-        start = -(-first // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
-        size = last // HUGE_PAGE_BYTES * HUGE_PAGE_BYTES - start
+        start = -(-first // page_bytes) * page_bytes
+        size = last // page_bytes * page_bytes - start
         if size > 0:
-            yield start, size
+            found.append((start, size))
+    return found

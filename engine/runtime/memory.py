@@ -10,6 +10,10 @@ from pathlib import Path
 from engine.errors import InsufficientMemory
 
 MIB = 1 << 20
+PROCESS = "process"
+"""The purpose of what a worker takes beside its model."""
+_PROCESS_ID = -1
+"""The number of a sleeping process's reservation; those of owners begin at 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,8 @@ class MemoryArbiter:
         self._most_bytes = most_bytes
         self._budgets: dict[str, int] = {}
         self._held: dict[tuple[str, int], Reservation] = {}
+        self._suspended: dict[str, list[Reservation]] = {}
+        """What the owners that sleep held before."""
 
     def ensure_budget(self, device: str, capacity_bytes: int) -> None:
         """Set the budget to the free memory that was seen, unless memory of the device is held
@@ -55,9 +61,14 @@ class MemoryArbiter:
             most = capacity_bytes if self._most_bytes is None else self._most_bytes
             self._budgets[device] = min(capacity_bytes, most)
 
-    def held(self, device: str, owner: str | None = None) -> int:
-        """Return the bytes that are held on a device, by one owner or by all."""
-        return sum(r.num_bytes for r in self._on(device) if owner in (None, r.owner))
+    def held(self, device: str, owner: str | None = None, purpose: str | None = None) -> int:
+        """Return the bytes that are held on a device, by one owner or by all, for one purpose or
+        for all."""
+        return sum(
+            r.num_bytes
+            for r in self._on(device)
+            if owner in (None, r.owner) and purpose in (None, r.purpose)
+        )
 
     def free(self, device: str) -> int:
         """Return the bytes of the budget that nobody holds."""
@@ -68,8 +79,9 @@ class MemoryArbiter:
         return self._budgets.get(device, 0)
 
     def held_by(self, owner: str) -> dict[str, int]:
-        """Return the bytes that an owner holds on each device."""
-        return {device: self.held(device, owner) for device in self._budgets}
+        """Return the bytes that an owner holds on each device where it holds any."""
+        held = {device: self.held(device, owner) for device in self._budgets}
+        return {device: num_bytes for device, num_bytes in held.items() if num_bytes}
 
     def devices(self) -> list[DeviceMemory]:
         """All devices that memory was asked for on."""
@@ -106,6 +118,31 @@ class MemoryArbiter:
     def release_all(self, owner: str) -> None:
         """Give back everything that `owner` holds."""
         self._held = {key: r for key, r in self._held.items() if r.owner != owner}
+        self._suspended.pop(owner, None)
+
+    def suspend(self, owner: str, device: str, process_bytes: int) -> bool:
+        """Let a process that sleeps hold only what it still uses, until `resume`. False: that is
+        more than is free then, and it holds nothing."""
+        before = [r for r in self._held.values() if r.owner == owner]
+        self.release_all(owner)
+        if process_bytes > self.free(device):
+            return False
+        self.reserve(owner, _PROCESS_ID, device, PROCESS, process_bytes)
+        self._suspended[owner] = before
+        return True
+
+    def resume(self, owner: str) -> bool:
+        """Let an owner hold again what it held before `suspend`. False: there is too little, and
+        nothing has changed."""
+        process = self._held.pop((owner, _PROCESS_ID))
+        before = self._suspended[owner]
+        for device in {r.device for r in before}:
+            if sum(r.num_bytes for r in before if r.device == device) > self.free(device):
+                self._held[owner, _PROCESS_ID] = process
+                return False
+        self._held |= {(owner, r.id): r for r in before}
+        del self._suspended[owner]
+        return True
 
     def _on(self, device: str) -> list[Reservation]:
         return [r for r in self._held.values() if r.device == device]
@@ -126,6 +163,21 @@ def available_host_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     except (OSError, ValueError):
         pass  # no cgroup v2 here: the kernel's estimate stands
     return available
+
+
+def private_bytes() -> int:
+    """Return the bytes that this process and those that it started share with no other one."""
+    children = " ".join(file.read_text() for file in Path("/proc/self/task").glob("*/children"))
+    return sum(_private_bytes(pid) for pid in ("self", *children.split()))
+
+
+def _private_bytes(pid: str) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0  # it has just ended
+    rows = map(str.split, lines)
+    return sum(int(row[1]) << 10 for row in rows if row[0].startswith("Private_"))
 
 
 def _cached_files(cgroup: Path) -> int:

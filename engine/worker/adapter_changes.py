@@ -41,13 +41,23 @@ class AdapterChanges:
         self._send(messages.LoadAdapter(id, order))
         return future
 
-    def unload(self, name: str) -> asyncio.Future[None]:
-        """Order that an adapter takes no more requests. The future is done when none is left."""
+    def unload(
+        self, name: str, drain_timeout_s: float, on_late: Callable[[], None]
+    ) -> asyncio.Task[None]:
+        """Order that an adapter takes no more requests. Done when none is left; `on_late` ends
+        those that are left after the timeout."""
         id = next(self._ids)
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._unloads[id] = (name, future)
+        gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._unloads[id] = (name, gone)
         self._send(messages.UnloadAdapter(id, name))
-        return future
+
+        async def wait() -> None:
+            done, _ = await asyncio.wait([gone], timeout=drain_timeout_s)
+            if not done:
+                on_late()
+            await gone
+
+        return asyncio.create_task(wait())
 
     def end(self, answer: messages.AdapterChanged) -> AdapterOrder | None:
         """Take in the worker's answer; returns the order if an adapter was loaded."""

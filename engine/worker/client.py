@@ -32,8 +32,9 @@ from engine.worker.image_share import ImageShare
 from engine.worker.request_stream import RequestStream
 from engine.worker.sleepers import Sleepers
 from engine.worker.step_listeners import StepListeners
-from engine.worker.supervisor import Supervisor, WorkerOptions
+from engine.worker.supervisor import Supervisor
 from engine.worker.text_gate import TextCheck
+from engine.worker.worker_options import WorkerOptions
 
 __all__ = [
     "EngineClient",
@@ -142,12 +143,15 @@ class EngineClient(Protocol):
         """
         ...
 
-    def sleep(self, model: str) -> "asyncio.Task[None]":
+    def sleep(self, model: str, *, deep: bool = False) -> "asyncio.Task[None]":
         """Put a model to sleep once it has finished what it does. New requests wait, and wake it
         afterwards.
 
+        Args:
+            deep: whether its worker ends even if it could doze.
+
         Returns:
-            Done when its worker has ended and its memory is free, or when it is unloaded.
+            Done when its memory is free, or when it is unloaded.
 
         Raises:
             ModelConflict: it is pinned.
@@ -253,7 +257,8 @@ class ProcessEngineClient(EngineClient):
         self._arbiter = MemoryArbiter(None if most_gib is None else int(most_gib * GIB))
         self._image_share = ImageShare(options.config.image_share, self._throttle)
         self._supervisors: dict[str, Supervisor] = {}
-        self._sleepers = Sleepers(self._supervisors, self._arbiter)
+        file_bytes = int(options.config.sleep_file_gib * GIB)
+        self._sleepers = Sleepers(self._supervisors, self._arbiter, file_bytes)
         self._supervisors |= {spec.name: self._supervisor(spec) for spec in specs}
         self._changes: set[asyncio.Task[Any]] = set()
         """Loads and unloads in progress."""
@@ -264,7 +269,7 @@ class ProcessEngineClient(EngineClient):
         if supervisor is None:
             raise self._unknown(request.model)
         stream = supervisor.submit(request)
-        is_sent = not supervisor.is_asleep
+        is_sent = not supervisor.slumber.is_asleep
         if is_sent and supervisor.kind is not None and not supervisor.kind.yields:
             self._image_share.note(request.model, busy=True)
         return stream
@@ -306,20 +311,20 @@ class ProcessEngineClient(EngineClient):
     async def wake(self, model: str) -> Info:
         return await self._sleepers.awake(self._staying(model))
 
-    def sleep(self, model: str) -> asyncio.Task[None]:
+    def sleep(self, model: str, *, deep: bool = False) -> asyncio.Task[None]:
         supervisor = self._staying(model)
-        if supervisor.pinned:
+        if supervisor.slumber.pinned:
             raise ModelConflict(f"model {model!r} is pinned; unpin it first", param="model")
-        return self._change(self._sleepers.rest(supervisor))
+        return self._change(self._sleepers.rest(supervisor, deep=deep))
 
     def pin(self, model: str, pinned: bool) -> None:
-        self._staying(model).pinned = pinned
+        self._staying(model).slumber.pinned = pinned
 
     def keep_alive(self, model: str, seconds: float | None) -> None:
         supervisor = self._supervisors.get(model)
         if supervisor is not None:
             own = supervisor.config.sleep_idle_seconds
-            supervisor.keep_alive_s = own if seconds is None else seconds
+            supervisor.slumber.keep_alive_s = own if seconds is None else seconds
 
     def load_adapter(self, model: str, order: AdapterOrder) -> asyncio.Future[AdapterReport]:
         supervisor = self._supervisor_of(model)
@@ -341,7 +346,7 @@ class ProcessEngineClient(EngineClient):
         return [
             s.info
             for s in self._supervisors.values()
-            if s.info is not None and (s.is_ready or s.is_asleep) and not s.is_leaving
+            if s.info is not None and (s.is_ready or s.slumber.is_asleep) and not s.is_leaving
         ]
 
     def statuses(self) -> list[ModelStatus]:
@@ -356,7 +361,8 @@ class ProcessEngineClient(EngineClient):
     async def start(self) -> None:
         # The models are wanted in their order, the first ones most.
         for place, supervisor in enumerate(self._supervisors.values(), 1):
-            supervisor.used_s, supervisor.begun_s = -place, place - len(self._supervisors)
+            slumber = supervisor.slumber
+            slumber.used_s, slumber.begun_s = -place, place - len(self._supervisors)
             supervisor.start()
         self._sleepers.start()
 

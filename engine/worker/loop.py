@@ -36,8 +36,11 @@ from engine.errors import (
     InternalError,
     UnsupportedFeature,
 )
+from engine.planning.process_bytes import HOST_BYTES
 from engine.processes.logs import configure_logging
 from engine.runtime.fault import answer_for
+from engine.runtime.memory import PROCESS, available_host_memory, private_bytes
+from engine.runtime.side_work import SIDE_WORK
 from engine.runtime.threads import (
     ComputeThreads,
     compute_threads,
@@ -80,6 +83,14 @@ class Link:
 
     def _next(self) -> messages.ToWorker:
         return messages.decode_to_worker(*self._socket.recv_multipart())
+
+    def wait_for(self, order: type[messages.WakeUp]) -> bool:
+        """Wait for that order; other messages keep their order. False: shut down."""
+        while not isinstance(message := self._next(), order):
+            if isinstance(message, messages.Shutdown):
+                return False
+            self._early.append(message)
+        return True
 
     def refuse(self, request_id: str, error: EngineError) -> None:
         """End a request with an error."""
@@ -211,8 +222,30 @@ class Loop:
                         self._publish([], self._engine.stats())
                 case messages.LoadAdapter() | messages.UnloadAdapter() as change:
                     self._change_adapter(change)
+                case messages.Doze() as order:
+                    if not self._doze(order):
+                        return False
                 case messages.Shutdown():
                     return False
+        return True
+
+    def _doze(self, order: messages.Doze) -> bool:
+        """Keep the model's memory in a file until it is wanted. False: shut down."""
+        from engine.runtime.parked_memory import ParkedMemory
+
+        try:
+            if self._engine.has_work() or SIDE_WORK.num_running:
+                raise OSError("it still works on a request that was cancelled")
+            parked = ParkedMemory(Path(order.folder), order.most_bytes)
+        except OSError as error:
+            log.info("the model cannot doze", reason=str(error))
+            self._link.send(messages.Dozing())
+            return True
+        self._link.send(messages.Dozing(parked.num_bytes, private_bytes()))
+        if not self._link.wait_for(messages.WakeUp):
+            return False
+        parked.restore()
+        self._link.send(messages.Awake())
         return True
 
     def _prepare_until_message(self) -> None:
@@ -293,7 +326,7 @@ class Loop:
 def load(spec: messages.WorkerSpec, link: Link) -> tuple[AnyEngine, Info]:
     """Fetch and load the model, reporting each phase."""
     # Importing torch takes a second, so the server is told "starting" before that.
-    from engine.runtime.device import choose_cpu_isa
+    from engine.runtime.device import choose_cpu_isa, choose_device
     from engine.weights.adapter_source import resolve_adapter, with_adapters_here
     from engine.weights.digest import PendingDigest
     from engine.weights.source import resolve_source
@@ -315,6 +348,8 @@ def load(spec: messages.WorkerSpec, link: Link) -> tuple[AnyEngine, Info]:
     config, failed = with_adapters_here(spec.config, fetch_adapter)
     config = with_fetched(config, kind, fetch)
     link.report(Phase.LOADING, 0.0, kind=kind.name)
+    if choose_device(spec.config.device) == "cpu":
+        reserve_process(kind.name, link)
     digest = PendingDigest(checkpoint, cache_dir / "digests")
     engine: AnyEngine
     info: Info
@@ -332,6 +367,16 @@ def load(spec: messages.WorkerSpec, link: Link) -> tuple[AnyEngine, Info]:
     if failed and isinstance(info, AdaptableInfo):
         info = replace(info, failed_adapters={**info.failed_adapters, **failed})
     return engine, info
+
+
+def reserve_process(kind: str, link: Link) -> None:
+    """Ask for the memory that a worker takes beside its model. A part of it is taken already.
+
+    Raises:
+        InsufficientMemory: there is too little.
+    """
+    num_bytes = HOST_BYTES.get(kind, HOST_BYTES["text"])
+    link.reserve("cpu", PROCESS, num_bytes, available_host_memory() + private_bytes())
 
 
 def serve(spec: messages.WorkerSpec) -> int:

@@ -156,6 +156,31 @@ class Shutdown(msgspec.Struct, tag="shutdown", frozen=True):
     pass
 
 
+class Doze(msgspec.Struct, tag="doze", frozen=True):
+    """Puts the memory of an idle model into a file. `Dozing` answers."""
+
+    folder: str
+    most_bytes: int
+    """The largest file."""
+
+
+class WakeUp(msgspec.Struct, tag="wake_up", frozen=True):
+    """Ends the doze; `Awake` answers."""
+
+
+class Dozing(msgspec.Struct, tag="dozing", frozen=True):
+    """Says that the model's memory is in a file, or that it cannot be."""
+
+    file_bytes: int = 0
+    """The size of the file; 0 if there is none."""
+    process_bytes: int = 0
+    """The memory that the process still has for itself."""
+
+
+class Awake(msgspec.Struct, tag="awake", frozen=True):
+    """Says that the model has its memory again."""
+
+
 class Progress(msgspec.Struct, tag="progress", frozen=True):
     phase: Phase
     progress: float | None = None
@@ -255,8 +280,31 @@ class AdapterChanged(msgspec.Struct, tag="adapter_changed", frozen=True):
     failure: Failure | None = None
 
 
-ToWorker = Submit | Abort | Granted | Denied | Throttle | LoadAdapter | UnloadAdapter | Shutdown
-FromWorker = Progress | Reserve | Release | Found | Ready | Failed | Refused | AdapterChanged | Step
+ToWorker = (
+    Submit
+    | Abort
+    | Granted
+    | Denied
+    | Throttle
+    | LoadAdapter
+    | UnloadAdapter
+    | Doze
+    | WakeUp
+    | Shutdown
+)
+FromWorker = (
+    Progress
+    | Reserve
+    | Release
+    | Found
+    | Ready
+    | Failed
+    | Refused
+    | AdapterChanged
+    | Step
+    | Dozing
+    | Awake
+)
 
 _to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)
 _from_worker: msgspec.msgpack.Decoder[FromWorker] = msgspec.msgpack.Decoder(FromWorker)

@@ -15,8 +15,9 @@ import structlog
 
 from engine.contract.request import Info
 from engine.errors import ModelUnloading
-from engine.runtime.memory import MemoryArbiter
-from engine.worker.supervisor import RELOAD_PAUSE_S, Supervisor
+from engine.runtime.memory import PROCESS, MemoryArbiter
+from engine.worker import slumber
+from engine.worker.supervisor import Supervisor
 
 _LOOK_AGAIN_S = 0.05
 _IDLE_PERIOD_S = 0.25
@@ -33,15 +34,25 @@ class Sleepers:
       room only from models that were used less recently, or else sleeps itself.
     - A model that is being loaded gives way to one whose load began earlier; so two of them never
       wait for each other.
-    - A model wakes at most once in `RELOAD_PAUSE_S`. When one has waited that long for models that
-      are never idle, new requests for those wait behind it.
+    - Models that doze lose their workers first.
+    - A model is loaded at most once in `RELOAD_PAUSE_S`. When one has waited that long for models
+      that are never idle, new requests for those wait behind it.
     """
 
-    def __init__(self, supervisors: Mapping[str, Supervisor], arbiter: MemoryArbiter) -> None:
+    def __init__(
+        self, supervisors: Mapping[str, Supervisor], arbiter: MemoryArbiter, file_bytes: int
+    ) -> None:
         self._supervisors = supervisors
         self._arbiter = arbiter
+        self._file_bytes = file_bytes
         self._wakes: dict[str, asyncio.Task[None]] = {}
         self._idling: asyncio.Task[None] | None = None
+
+    @property
+    def doze_bytes(self) -> int:
+        """The largest file that the next model may keep its memory in while it sleeps."""
+        dozing = [one.slumber for one in self._supervisors.values() if one.slumber.is_dozing]
+        return self._file_bytes - sum(one.file_bytes for one in dozing)
 
     def start(self) -> None:
         """Begin to put models to sleep that nobody uses."""
@@ -70,10 +81,10 @@ class Sleepers:
             ModelNotReady: it has not woken within its time-out, or could not be loaded.
             ModelUnloading: it was unloaded meanwhile.
         """
-        with supervisor.awaited():
+        with supervisor.slumber.awaited():
             try:
                 async with asyncio.timeout(supervisor.config.wake_timeout_s):
-                    if supervisor.is_asleep:
+                    if supervisor.slumber.is_asleep:
                         await asyncio.shield(self.want(supervisor))
                     else:
                         await supervisor.wait_until_settled()
@@ -81,19 +92,20 @@ class Sleepers:
                 raise supervisor.not_woken() from None
         if supervisor.is_leaving:
             raise ModelUnloading(f"model {supervisor.spec.name!r} is being unloaded", param="model")
-        if supervisor.is_asleep or supervisor.info is None:
+        if supervisor.slumber.is_asleep or supervisor.info is None:
             raise supervisor.not_woken()
         return supervisor.info
 
-    async def rest(self, supervisor: Supervisor) -> None:
+    async def rest(self, supervisor: Supervisor, *, deep: bool) -> None:
         """Put a model to sleep once it has finished what it does."""
-        if supervisor.is_asleep or supervisor.has_ended:
+        own = supervisor.slumber
+        if supervisor.has_ended or (own.is_asleep and not (deep and own.is_dozing)):
             return
-        supervisor.hold_back()
-        while not (supervisor.is_idle or supervisor.is_asleep or supervisor.has_ended):  # noqa: ASYNC110
+        own.holds_back = not own.is_asleep
+        while not (supervisor.is_idle or own.is_asleep or supervisor.has_ended):  # noqa: ASYNC110
             await asyncio.sleep(_LOOK_AGAIN_S)
-        if not supervisor.is_leaving:
-            await asyncio.shield(supervisor.fall_asleep())
+        if not (supervisor.is_leaving or supervisor.has_ended):
+            await asyncio.shield(supervisor.fall_asleep(deep=deep))
 
     async def make_room(self, supervisor: Supervisor, device: str, num_bytes: int) -> bool | None:
         """Have others sleep until a model can get that much memory. False: it never can. None: not
@@ -102,33 +114,35 @@ class Sleepers:
         began_s = time.monotonic()
         try:
             while not supervisor.is_leaving:
-                missing = num_bytes - self._arbiter.free(device)
+                missing = num_bytes - self._arbiter.free(device) - self._dozing(supervisor, device)
                 if missing <= 0:
                     return True
                 if num_bytes > self._attainable(supervisor, device):
                     return False
                 if not await self._free(supervisor, device, missing):
-                    if not supervisor.is_wanted:
+                    if not supervisor.slumber.is_wanted:
                         return None
-                    if not held_back and time.monotonic() - began_s > RELOAD_PAUSE_S:
+                    if not held_back and time.monotonic() - began_s > slumber.RELOAD_PAUSE_S:
                         held_back = self._hold_back(device, missing)
                     await asyncio.sleep(_LOOK_AGAIN_S)
             return None
         finally:
             for other in held_back:
-                if not other.is_asleep:
+                if not other.slumber.is_asleep:
                     other.let_go()
 
     async def _wake(self, supervisor: Supervisor) -> None:
-        supervisor.begun_s = time.monotonic()
-        while supervisor.is_wanted and supervisor.is_asleep and not supervisor.is_leaving:
-            if not (supervisor.has_ended and supervisor.is_rested):
+        own = supervisor.slumber
+        own.begun_s = time.monotonic()
+        while own.is_wanted and own.is_asleep and not supervisor.is_leaving:
+            if not (own.is_rested and (own.is_dozing or supervisor.has_ended)):
                 await asyncio.sleep(_LOOK_AGAIN_S)
                 continue
             # Before a process is started, which takes memory of its own.
-            for device, num_bytes in supervisor.planned.items():
+            for device, num_bytes in own.planned.items():
                 await self.make_room(supervisor, device, num_bytes)
-            if supervisor.is_wanted and not supervisor.is_leaving:
+            may_wake = own.is_dozing or supervisor.has_ended  # others may have ended its doze
+            if may_wake and own.is_wanted and not supervisor.is_leaving:
                 supervisor.wake()
                 await supervisor.wait_until_settled()
                 if supervisor.status.failure is not None:
@@ -139,14 +153,19 @@ class Sleepers:
         kept = sum(
             self._arbiter.held(device, name)
             for name, other in self._supervisors.items()
-            if other.pinned or other is supervisor
+            if other.slumber.pinned or other is supervisor
         )
-        return self._arbiter.budget(device) - kept
+        return self._arbiter.budget(device) - kept + self._dozing(supervisor, device)
+
+    def _dozing(self, supervisor: Supervisor, device: str) -> int:
+        """The bytes that a model holds only until it wakes."""
+        name = supervisor.spec.name
+        return self._arbiter.held(device, name) if supervisor.slumber.is_dozing else 0
 
     async def _free(self, supervisor: Supervisor, device: str, missing: int) -> bool:
         """Have models sleep if that frees enough memory. Returns whether it does."""
         going: list[Supervisor] = []
-        for other in sorted(self._supervisors.values(), key=lambda one: one.used_s):
+        for other in sorted(self._supervisors.values(), key=_use):
             num_bytes = self._arbiter.held(device, other.spec.name)
             if missing > 0 and num_bytes and self._gives_way(other, supervisor):
                 missing -= num_bytes
@@ -158,30 +177,37 @@ class Sleepers:
             if missing + num_bytes <= 0:
                 missing += num_bytes
                 going.remove(other)
+        staying = [other for other in going if not other.slumber.is_dozing]
+        kept = sum(self._arbiter.held(device, other.spec.name, PROCESS) for other in staying)
         for other in going:
             log.info("model makes room", model=other.spec.name, wanted=supervisor.spec.name)
-        await asyncio.gather(*(asyncio.shield(other.fall_asleep()) for other in going))
+        falling = [
+            other.fall_asleep(deep=missing + kept > 0 or other.slumber.is_dozing) for other in going
+        ]
+        await asyncio.gather(*map(asyncio.shield, falling))
         return True
 
     @staticmethod
     def _gives_way(other: Supervisor, supervisor: Supervisor) -> bool:
-        if other is supervisor or other.pinned or other.is_leaving:
+        its, own = other.slumber, supervisor.slumber
+        if other is supervisor or its.pinned or other.is_leaving:
             return False
         if other.is_loading:
-            return other.begun_s > (-math.inf if supervisor.pinned else supervisor.begun_s)
-        is_first = supervisor.pinned or supervisor.is_wanted
-        return other.is_idle and (is_first or other.used_s < supervisor.used_s)
+            return its.begun_s > (-math.inf if own.pinned else own.begun_s)
+        is_first = own.pinned or own.is_wanted
+        return its.is_dozing or (other.is_idle and (is_first or its.used_s < own.used_s))
 
     def _hold_back(self, device: str, missing: int) -> list[Supervisor]:
         """Keep new requests from busy models, those that have been awake longest first, until they
         can make enough room."""
         chosen: list[Supervisor] = []
-        for other in sorted(self._supervisors.values(), key=lambda one: one.begun_s):
+        for other in sorted(self._supervisors.values(), key=lambda one: one.slumber.begun_s):
             num_bytes = self._arbiter.held(device, other.spec.name)
-            may = other.is_ready and other.is_rested and not (other.pinned or other.is_leaving)
+            its = other.slumber
+            may = other.is_ready and its.is_rested and not (its.pinned or other.is_leaving)
             if missing > 0 and num_bytes and may:
                 missing -= num_bytes
-                other.hold_back()
+                its.holds_back = True
                 chosen.append(other)
         return chosen
 
@@ -199,3 +225,8 @@ class Sleepers:
             del self._wakes[name]
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("a model cannot be woken", model=name, exc_info=error)
+
+
+def _use(supervisor: Supervisor) -> tuple[bool, float]:
+    """The order in which models lose their memory."""
+    return not supervisor.slumber.is_dozing, supervisor.slumber.used_s

@@ -9,41 +9,37 @@ ends. A model that sleeps has no worker either, but its requests wait until it h
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextvars import Context
-from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import partial
 from typing import Protocol
 
 import structlog
 
 from engine.contract.adapter_orders import AdapterOrder, AdapterReport
-from engine.contract.gpus import command_on, device_of_account
 from engine.contract.kinds import Kind, kind_of
 from engine.contract.model_spec import ModelSpec
 from engine.contract.operations import operation_of
 from engine.contract.request import EventT, Info, Request, Stats
-from engine.contract.settings import EngineConfig
 from engine.contract.status import ModelStatus, Phase
-from engine.contract.worker_settings import CpuIsa
 from engine.errors import (
     EngineDead,
     EngineError,
     Failure,
-    InsufficientMemory,
     InvalidParameter,
     ModelNotReady,
     ModelUnloading,
     UnknownAdapter,
 )
-from engine.processes.own_packages import module_command
 from engine.runtime.memory import MemoryArbiter
 from engine.worker import messages
 from engine.worker.adapter_changes import AdapterChanges
+from engine.worker.memory_desk import MemoryDesk
 from engine.worker.request_stream import RequestStream, StreamTable
+from engine.worker.slumber import Slumber
 from engine.worker.text_gate import TextCheck, TextGate
-from engine.worker.wake_queue import WakeQueue
 from engine.worker.watchdog import Watchdog
+from engine.worker.worker_options import WorkerOptions
 from engine.worker.worker_process import WorkerProcess
 
 FIRST_PAUSE_S = 0.5
@@ -52,14 +48,16 @@ HEALTHY_AFTER_S = 60.0
 """A worker that lived for this time is restarted without a pause."""
 STOP_GRACE_S = 5.0
 
-RELOAD_PAUSE_S = 10.0
-"""The least time between two wakes of a model."""
-
 log = structlog.get_logger(__name__)
 
 
 class Housekeeper(Protocol):
     """Decides which models sleep."""
+
+    @property
+    def doze_bytes(self) -> int:
+        """The largest file that the next model may keep its memory in while it sleeps."""
+        ...
 
     def want(self, supervisor: "Supervisor") -> Awaitable[None]:
         """Wake a model. The result is there when it serves, or when nobody waits for it any
@@ -73,26 +71,6 @@ class Housekeeper(Protocol):
 
 
 _LOADING = (Phase.STARTING, Phase.DOWNLOADING, Phase.LOADING, Phase.WARMING_UP)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerOptions:
-    """What every worker is told in addition to its model."""
-
-    config: EngineConfig
-    """The server's configuration; a model may have settings of its own."""
-    cache_dir: Path
-    offline: bool = False
-    cpu_isa: CpuIsa = "auto"
-    log_format: str = "console"
-    log_level: str = "info"
-    stderr: int | None = None
-    """The file descriptor that workers get as standard error; None is the server's."""
-    command: tuple[str, ...] = module_command("engine.worker.loop")
-    tunables: str = ""
-    """glibc's settings for workers, as in GLIBC_TUNABLES; empty are the server's."""
-    visible_gpus: tuple[str, ...] | None = None
-    """CUDA's names of the GPUs that the server may use; None is all."""
 
 
 class Supervisor:
@@ -109,11 +87,7 @@ class Supervisor:
         config: the model's own configuration, with the adapters that its next worker will have.
         stats: the statistics of the running worker's newest step, if there is one.
         adapter_changes: the orders that the worker has not answered yet.
-        pinned: whether the model never sleeps.
-        keep_alive_s: the idle seconds after which it sleeps; below 0 is never.
-        used_s, begun_s: when it last did something, and when its load began, on the monotonic
-            clock. At the start both are below 0, in the order of the models.
-        planned: the memory that it held on each device when it last began to serve.
+        slumber: the model's sleep.
         text_path: the path of the checkpoint, once found and if it has a text side.
     """
 
@@ -133,31 +107,22 @@ class Supervisor:
         self.config = spec.config(options.config)
         self.info: Info | None = None
         self.stats: Stats | None = None
-        self.pinned = self.config.pinned
-        self.keep_alive_s = self.config.sleep_idle_seconds
-        self.used_s = self.begun_s = time.monotonic()
-        self.planned: Mapping[str, int] = {}
-        self.num_awaiting = 0
+        self.slumber = Slumber(spec.name, self.config, self._refuse_late)
         self._status = ModelStatus(model=spec.name, phase=Phase.STARTING, joining=on_demand)
         self.text_path: str | None = None
         self._on_demand = on_demand
         self._options = options
-        self._arbiter = arbiter
+        device = self.config.device
+        self._desk = MemoryDesk(spec.name, device, arbiter, self._send, self._make_room)
         self._on_stats = on_stats
         self._on_lost = on_lost
         self._check_text = check_text
         self._gate = self._new_gate()
         self._housekeeper = housekeeper
         self._streams = StreamTable(self._abort)
-        self._queue = WakeQueue(self._refuse_late)
-        self._is_asleep = False
-        self._holds_back = False
-        self._woken_s: float | None = None
-        self._num_wakes = 0
-        self._wake_time_s = 0.0
         self._falling_asleep: asyncio.Task[None] | None = None
-        self._asking: asyncio.Task[None] | None = None
-        """Asks for memory that is not free yet."""
+        self._dozed: asyncio.Future[messages.Dozing | None] | None = None
+        """The worker's answer to the order to doze; None if it has ended instead."""
         self.adapter_changes = AdapterChanges(self._send)
         self._worker: WorkerProcess | None = None
         self._task: asyncio.Task[None] | None = None
@@ -175,6 +140,8 @@ class Supervisor:
         self._is_leaving = False
         self._has_served = False
         """Whether a worker has served since the start or the last wake."""
+        self._was_dozing = False
+        """Whether a worker that dozed is told to wake."""
         self._over = asyncio.Event()
         """Set when no more workers are to be started."""
         self._settled = asyncio.Event()
@@ -191,35 +158,20 @@ class Supervisor:
         return self._is_leaving
 
     @property
-    def is_asleep(self) -> bool:
-        """Whether requests wait for the model to wake."""
-        return self._is_asleep
-
-    @property
     def is_loading(self) -> bool:
         """Whether a worker loads the model."""
         return self._worker is not None and not self._is_loaded
 
     @property
-    def is_wanted(self) -> bool:
-        """Whether anybody waits for the model to wake."""
-        return len(self._queue) > 0 or self.num_awaiting > 0
-
-    @property
     def is_idle(self) -> bool:
         """Whether the worker serves and has nothing to do."""
-        has_work = self._is_busy or self.adapter_changes or self.num_awaiting
+        has_work = self._is_busy or self.adapter_changes or self.slumber.num_awaiting
         return self._is_loaded and self.is_ready and not has_work
 
     @property
     def _is_busy(self) -> bool:
         """Whether the worker has requests."""
-        return len(self._streams) > len(self._queue)
-
-    @property
-    def is_rested(self) -> bool:
-        """Whether the last wake is long enough ago for another change."""
-        return self._woken_s is None or time.monotonic() - self._woken_s >= RELOAD_PAUSE_S
+        return len(self._streams) > len(self.slumber.queue)
 
     @property
     def has_ended(self) -> bool:
@@ -229,16 +181,8 @@ class Supervisor:
     @property
     def status(self) -> ModelStatus:
         """What the model does now."""
-        is_asleep = self._is_asleep
-        return replace(
-            self._status,
-            waking=is_asleep and self._status.phase is not Phase.SLEEPING,
-            pinned=self.pinned,
-            num_wakes=self._num_wakes,
-            wake_time_s=self._wake_time_s,
-            idle_s=0.0 if is_asleep or not self.is_idle else time.monotonic() - self.used_s,
-            sleep_after_s=None if self.pinned or self.keep_alive_s < 0 else self.keep_alive_s,
-        )
+        is_idle = not self.slumber.is_asleep and self.is_idle
+        return self.slumber.shown_in(self._status, is_idle=is_idle)
 
     @property
     def kind(self) -> Kind | None:
@@ -260,7 +204,7 @@ class Supervisor:
             ModelUnloading: the model is being unloaded.
             ModelNotReady: there is no worker that could take the request now.
         """
-        waits = self.info is not None and (self._is_asleep or self._holds_back)
+        waits = self.info is not None and self.slumber.delays
         info = self.info if waits and not self._is_leaving else self._ready_info()
         assert info is not None
         if operation_of(request).info_among(info) is None:
@@ -269,9 +213,9 @@ class Supervisor:
         frames = messages.frames_of(messages.Submit.of(request))
         # Not before it could be written: a stream without a request would never end.
         stream = self._streams.open(request)
-        self.used_s = time.monotonic()
+        self.slumber.used_s = time.monotonic()
         if waits:
-            self._queue.add(request.request_id, frames, self.config.wake_timeout_s)
+            self.slumber.delay(request.request_id, frames)
             self._housekeeper.want(self)
         else:
             self._send_frames(frames)
@@ -279,8 +223,8 @@ class Supervisor:
 
     def _abort(self, request_id: str, index: int | None) -> None:
         abort = messages.Abort(request_id, index)
-        waits = self._queue.abort(request_id, None if index is None else messages.frames_of(abort))
-        if not waits:
+        frames = None if index is None else messages.frames_of(abort)
+        if not self.slumber.queue.abort(request_id, frames):
             self._send(abort)
 
     def _refuse_late(self, request_id: str) -> None:
@@ -288,53 +232,51 @@ class Supervisor:
 
     def not_woken(self) -> ModelNotReady:
         """The error for those who waited in vain for the model to wake."""
-        failure = self._status.failure
-        reason = f"has not woken within {self.config.wake_timeout_s:g} s; try again later"
-        if failure is not None:
-            reason = f"could not be woken: {failure.message}"
-        error = ModelNotReady(f"model {self.spec.name!r} sleeps and {reason}", param="model")
-        error.retry_after_s = round(RELOAD_PAUSE_S)
-        return error
-
-    @contextlib.contextmanager
-    def awaited(self) -> Iterator[None]:
-        """Count as somebody who waits for the model."""
-        self.num_awaiting += 1
-        try:
-            yield
-        finally:
-            self.num_awaiting -= 1
-
-    def hold_back(self) -> None:
-        """Let the worker finish what it has; new requests wait as if the model slept."""
-        self._holds_back = True
+        return self.slumber.not_woken(self._status)
 
     def let_go(self) -> None:
         """Send the requests that were held back."""
-        self._holds_back = False
-        for frames in self._queue.take():
+        self.slumber.holds_back = False
+        for frames in self.slumber.queue.take():
             self._send_frames(frames)
 
-    def fall_asleep(self) -> "asyncio.Task[None]":
-        """End the worker of a model without work, and keep everything else. Requests wait from now
-        on; a wake begins once this is done."""
+    def fall_asleep(self, *, deep: bool = False) -> "asyncio.Task[None]":
+        """Put a model without work to sleep. Requests wait from now on; a wake begins once this is
+        done.
+
+        Args:
+            deep: whether to end the worker of a model that could doze.
+        """
         if self._falling_asleep is None:
-            self._is_asleep = True
-            self._holds_back = False
-            self.keep_alive_s = self.config.sleep_idle_seconds
+            self.slumber.begin()
             self._set_phase(Phase.SLEEPING)
-            self._falling_asleep = asyncio.create_task(self._fall_asleep(), context=Context())
+            self._falling_asleep = self._sleep_task(deep)
+        elif deep and self.slumber.is_dozing:
+            self._falling_asleep = self._sleep_task(deep)
         return self._falling_asleep
 
+    def _sleep_task(self, deep: bool) -> "asyncio.Task[None]":
+        if deep:  # from now on, so that no wake comes between
+            self.slumber.is_dozing = False
+        return asyncio.create_task(self._fall_asleep(deep), context=Context())
+
     def wake(self) -> None:
-        """Load a sleeping model again."""
-        self._over = asyncio.Event()
+        """Wake a sleeping model."""
         self._settled = asyncio.Event()
+        if self.slumber.is_dozing and not self._desk.resume():
+            self._falling_asleep = self._sleep_task(True)
+            return
         self._falling_asleep = None
         self._has_served = False
-        self._woken_s = time.monotonic()
+        self.slumber.stir()
         self._set_phase(Phase.STARTING)
-        self.start()
+        if self.slumber.is_dozing:
+            self.slumber.is_dozing = False
+            self._was_dozing = True
+            self._send(messages.WakeUp())
+        else:
+            self._over = asyncio.Event()
+            self.start()
 
     def load_adapter(self, order: AdapterOrder) -> "asyncio.Future[AdapterReport]":
         """Have this worker and its successors load an adapter. The caller must make sure that the
@@ -361,22 +303,8 @@ class Supervisor:
                 f"model {self.spec.name!r} has no adapter {name!r}", param="lora_name"
             )
         self._serve_adapters(info.without_adapter(name), self.config.adapters)
-        gone = self.adapter_changes.unload(name)
-        return asyncio.create_task(self._wait_for_adapter(name, gone, drain_timeout_s))
-
-    async def _wait_for_adapter(
-        self, name: str, gone: "asyncio.Future[None]", drain_timeout_s: float
-    ) -> None:
-        done, _ = await asyncio.wait([gone], timeout=drain_timeout_s)
-        if not done:
-            self._streams.end_adapter(
-                name,
-                ModelUnloading(
-                    f"adapter {name!r} was unloaded before the request was complete; send it to "
-                    f"another model"
-                ),
-            )
-        await gone
+        late = partial(self._streams.end_adapter, name, self._unloaded(f"adapter {name!r}"))
+        return self.adapter_changes.unload(name, drain_timeout_s, late)
 
     def _ready_info(self) -> Info:
         """The info of a model that can take requests.
@@ -415,7 +343,7 @@ class Supervisor:
         self._over.set()
         self._set_phase(Phase.DRAINING, "it is being unloaded")
         self._settled.set()
-        self._end_waiting(self._unloaded())
+        self._end_waiting(self._unloaded(f"model {self.spec.name!r}"))
 
     async def unload(self, drain_timeout_s: float) -> None:
         """After `leave`: let running requests finish within the timeout, then end them and the
@@ -426,18 +354,18 @@ class Supervisor:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(drain_timeout_s):
                 await self.wait_until_idle()
-        self._streams.fail_all(self._unloaded())
+        self._streams.fail_all(self._unloaded(f"model {self.spec.name!r}"))
         await self.stop()
 
-    def _unloaded(self) -> ModelUnloading:
+    @staticmethod
+    def _unloaded(what: str) -> ModelUnloading:
         return ModelUnloading(
-            f"model {self.spec.name!r} was unloaded before the request was complete; send it to "
-            f"another model"
+            f"{what} was unloaded before the request was complete; send it to another model"
         )
 
     def _end_waiting(self, error: EngineError) -> None:
         """End the requests that wait for the model to wake."""
-        for request_id in self._queue.clear():
+        for request_id in self.slumber.queue.clear():
             self._streams.fail(request_id, error)
 
     async def stop(self) -> None:
@@ -454,12 +382,30 @@ class Supervisor:
         self._set_phase(Phase.STOPPED)
         self._settled.set()
 
-    async def _fall_asleep(self) -> None:
-        await self._end_worker()
+    async def _fall_asleep(self, deep: bool) -> None:
+        if deep or not await self._doze():
+            await self._end_worker()
         self._settled.set()
-        log.info("model sleeps", model=self.spec.name)
-        if self.is_wanted:
+        log.info("model sleeps", model=self.spec.name, dozing=self.slumber.is_dozing)
+        if self.slumber.is_wanted:
             self._housekeeper.want(self)
+
+    async def _doze(self) -> bool:
+        """Have the worker put its memory into a file and stay. False: it cannot."""
+        most_bytes = self._housekeeper.doze_bytes
+        held = self._desk.held()
+        if not (most_bytes > 0 and self._is_loaded and held == {"cpu": held.get("cpu")}):
+            return False
+        self._dozed = asyncio.get_running_loop().create_future()
+        self._send(messages.Doze(str(self._options.cache_dir), most_bytes))
+        answer = await self._dozed
+        if answer is None or self._is_leaving:
+            return False
+        if not 0 < answer.file_bytes <= self._housekeeper.doze_bytes:  # another may have been first
+            return False
+        self.slumber.is_dozing = self._desk.suspend(answer.process_bytes)
+        self.slumber.file_bytes = answer.file_bytes
+        return self.slumber.is_dozing
 
     async def _end_worker(self) -> None:
         self._over.set()
@@ -491,7 +437,12 @@ class Supervisor:
                 self._lose_worker()
             if self._over.is_set():
                 return
-            is_awaited = self._on_demand or self._is_asleep
+            if self._was_dozing:  # it could not wake; another one loads the model
+                self._was_dozing = False
+                continue
+            if self._status.phase is Phase.SLEEPING:
+                return
+            is_awaited = self._on_demand or self.slumber.is_asleep
             if not self._has_served and is_awaited and self._failure is None:
                 self._failure = self._death()
             is_first = is_awaited or self._restarts == 0
@@ -515,10 +466,8 @@ class Supervisor:
         try:
             self._set_phase(Phase.STARTING)
             options = self._options
-            command = command_on(self.config.device, options.visible_gpus, options.command)
-            if options.tunables:
-                command = ["env", f"GLIBC_TUNABLES={options.tunables}", *command]
-            await worker.start(command, options.stderr, self._describe)
+            describe = partial(options.spec_for, self.spec, self.config)
+            await worker.start(options.command_for(self.config), options.stderr, describe)
             watching = asyncio.create_task(self._watch(worker))
             try:
                 async with contextlib.aclosing(worker.received()) as received:
@@ -529,35 +478,10 @@ class Supervisor:
         finally:
             self._note_end(await worker.end())
 
-    def _describe(self, address: str, pulse_fd: int) -> messages.WorkerSpec:
-        return messages.WorkerSpec(
-            address=address,
-            ref=self.spec.ref,
-            model=self.spec.name,
-            config=self.config,
-            cache_dir=str(self._options.cache_dir),
-            offline=self._options.offline,
-            cpu_isa=self._options.cpu_isa,
-            log_format=self._options.log_format,
-            log_level=self._options.log_level,
-            pulse_fd=pulse_fd,
-        )
-
     async def _watch(self, worker: WorkerProcess) -> None:
         """End a worker that hangs; `_run_worker` notices its end."""
-        config, clock = self.config, asyncio.get_running_loop().time
-        watchdog = Watchdog(config.worker_timeout_s, config.step_timeout_s)
-        ticked_s = clock()
-        while self._stall is None:
-            await asyncio.sleep(watchdog.period_s)
-            pulse, last_s, ticked_s = worker.pulse(), ticked_s, clock()
-            if pulse is not None:
-                watchdog.on_pulse(pulse)
-            self._stall = watchdog.tick(
-                ticked_s - last_s,
-                is_ready=self._is_loaded,
-                is_busy=self._is_busy,
-            )
+        watchdog = Watchdog(self.config.worker_timeout_s, self.config.step_timeout_s)
+        self._stall = await watchdog.watch(worker.pulse, lambda: (self._is_loaded, self._is_busy))
         self._stalls += 1
         log.error("a worker hangs and is restarted", model=self.spec.name, reason=self._stall)
         self._set_phase(Phase.RESTARTING, "the worker hung and is being restarted")
@@ -568,21 +492,28 @@ class Supervisor:
             case messages.Step():
                 events, stats = message.read()
                 self.stats = stats
-                self.used_s = time.monotonic()
+                self.slumber.used_s = time.monotonic()
                 self._streams.deliver(events)
                 self._on_stats(self.spec.name, stats)
             case messages.Progress(phase=phase, progress=progress, detail=detail, kind=kind):
                 self._kind = kind or self._kind
                 self._set_phase(phase, detail, progress=progress)
             case messages.Reserve():
-                self._reserve(message)
+                self._desk.reserve(message, may_wait=not self._is_loaded)
             case messages.Release(id=id):
-                self._arbiter.release(self.spec.name, id)
+                self._desk.release(id)
             case messages.Found(path=path):
                 self.text_path = path
                 self._gate.found(path)
             case messages.Ready():
                 self._gate.loaded(message.read())
+            case messages.Dozing():
+                if self._dozed is not None and not self._dozed.done():
+                    self._dozed.set_result(message)
+            case messages.Awake():
+                assert self.info is not None
+                self._was_dozing = False
+                self._serve_requests(self.info)
             case messages.AdapterChanged():
                 self._end_adapter_change(message)
             case messages.Refused(request_id=request_id, failure=failure):
@@ -611,12 +542,7 @@ class Supervisor:
             return
         self.info = info
         self._is_loaded = self._has_served = True
-        self.planned = self._arbiter.held_by(self.spec.name)
-        self.used_s = time.monotonic() if self._is_asleep else self.used_s
-        if self._is_asleep and self._woken_s is not None:
-            self._num_wakes += 1
-            self._wake_time_s += time.monotonic() - self._woken_s
-        self._is_asleep = False
+        self.slumber.end(self._desk.held())
         self._set_phase(Phase.READY)
         self._settled.set()
         if kind_of(info).yields:
@@ -631,9 +557,10 @@ class Supervisor:
             self._worker.kill()
 
     def _fail(self, failure: Failure) -> None:
-        self._set_phase(Phase.SLEEPING if self._is_asleep else Phase.FAILED, failure=failure)
+        is_asleep = self.slumber.is_asleep
+        self._set_phase(Phase.SLEEPING if is_asleep else Phase.FAILED, failure=failure)
         self._settled.set()
-        if self._is_asleep:
+        if is_asleep:
             log.error("a model cannot be woken", model=self.spec.name, cause=failure.message)
             self._end_waiting(self.not_woken())
 
@@ -646,27 +573,15 @@ class Supervisor:
             f"the server's log",
         )
 
-    def _reserve(self, ask: messages.Reserve, *, will_never_fit: bool = False) -> None:
-        device = device_of_account(ask.device, self.config.device)
-        self._arbiter.ensure_budget(device, ask.capacity_bytes)
-        try:
-            self._arbiter.reserve(self.spec.name, ask.id, device, ask.purpose, ask.num_bytes)
-            self._send(messages.Granted(ask.id, self._arbiter.free(device)))
-        except InsufficientMemory as error:
-            if self._is_loaded or will_never_fit:
-                self._send(messages.Denied(ask.id, Failure.of(error)))
-            else:
-                self._asking = asyncio.create_task(self._ask_for_room(ask, device))
-
-    async def _ask_for_room(self, ask: messages.Reserve, device: str) -> None:
-        """Answer a loading worker once others have made room for it, or cannot."""
-        held = self._arbiter.held(device, self.spec.name)
-        wanted = max(ask.num_bytes, self.planned.get(device, 0) - held)
-        fits = await self._housekeeper.make_room(self, device, wanted)
-        if fits is None and (self.info is not None or not self._on_demand):
-            self.fall_asleep()
-        else:
-            self._reserve(ask, will_never_fit=not fits)
+    async def _make_room(self, device: str, num_bytes: int) -> bool | None:
+        """Have others sleep until a loading worker can get the rest of its memory, or that many
+        bytes; else this model sleeps."""
+        planned = self.slumber.planned.get(device, 0) - self._desk.held().get(device, 0)
+        fits = await self._housekeeper.make_room(self, device, max(num_bytes, planned))
+        if fits is not None or (self.info is None and self._on_demand):
+            return bool(fits)
+        self.fall_asleep()
+        return None
 
     def _send(self, message: messages.ToWorker) -> None:
         self._send_frames(messages.frames_of(message))
@@ -689,17 +604,18 @@ class Supervisor:
         """Clean up after a worker's end, which also ended its requests and freed its memory."""
         self._worker = None
         self._is_loaded = False
-        if self._asking is not None:
-            self._asking.cancel()
         self.stats = None  # the next worker reports no step before it has a request
         self._gate.close()
-        self._arbiter.release_all(self.spec.name)
+        self._desk.release_all()
+        self.slumber.is_dozing = False
+        if self._dozed is not None and not self._dozed.done():
+            self._dozed.set_result(None)
         self._set_phase(Phase.RESTARTING)
         reason = f": {self._failure.message}" if self._failure else ""
         if self._stall is not None:
             reason = f": {self._stall}"
         death = EngineDead(f"the worker of model {self.spec.name!r} ended{reason}; try again")
-        self._streams.fail_all(death, but=self._queue)
+        self._streams.fail_all(death, but=self.slumber.queue)
         self.adapter_changes.end_all(death)
         self._on_lost(self.spec.name)
 
@@ -715,6 +631,8 @@ class Supervisor:
             return  # a model that is being unloaded stays so, whatever its worker does
         if self._over.is_set() and phase in (Phase.RESTARTING, Phase.READY, *_LOADING):
             return  # so does one that falls asleep
+        if self._status.phase is Phase.SLEEPING and phase is Phase.RESTARTING:
+            return  # or dozes
         self._status = ModelStatus(
             model=self.spec.name,
             phase=phase,

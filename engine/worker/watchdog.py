@@ -11,6 +11,9 @@ Time is added up from the server's own ticks, none of which counts for more than
 which the server itself was stopped or the machine slept is not held against a worker.
 """
 
+import asyncio
+from collections.abc import Callable
+
 from engine.worker.pulse import PERIOD_S, Pulse
 
 LOADING_PATIENCE_S = 300.0
@@ -34,6 +37,26 @@ class Watchdog:
         self._silent_s = 0.0
         self._still_s = 0.0
         self._fruitless_s = 0.0
+
+    async def watch(
+        self, read: Callable[[], Pulse | None], state: Callable[[], tuple[bool, bool]]
+    ) -> str:
+        """Watch until there is a reason to end the worker, and return it.
+
+        Args:
+            read: returns the newest pulse since the last call.
+            state: returns `is_ready` and `is_busy` of `tick`.
+        """
+        clock = asyncio.get_running_loop().time
+        ticked_s, reason = clock(), None
+        while reason is None:
+            await asyncio.sleep(self.period_s)
+            pulse, last_s, ticked_s = read(), ticked_s, clock()
+            if pulse is not None:
+                self.on_pulse(pulse)
+            is_ready, is_busy = state()
+            reason = self.tick(ticked_s - last_s, is_ready=is_ready, is_busy=is_busy)
+        return reason
 
     def on_pulse(self, pulse: Pulse) -> None:
         """Take in a worker's sign of life."""

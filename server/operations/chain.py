@@ -12,7 +12,7 @@ from typing import Any
 from engine.contract.draw import ImageModelInfo
 from engine.contract.enlarge import UpscaleModelInfo
 from engine.contract.matte import MattingEvent, MattingModelInfo
-from engine.contract.operations import ENLARGE, MATTE
+from engine.contract.operations import DRAW, ENLARGE, MATTE
 from engine.contract.pixels import Pixels
 from engine.errors import InvalidParameter
 from server.http.admission import Lease
@@ -92,6 +92,7 @@ async def _stage(
     if isinstance(fields, MatteStage):
         info = await find(MATTE, fields.model)
         return _Matte(fields=fields, info=info, state=state, **facts)
+    await state.first_use.wake(DRAW, fields.model)
     drawing = drawing_model(state.engine, fields.model)
     enlarging: Enlarging = (
         TiledEnlarging(fields, await find(ENLARGE, fields.model), settings)

@@ -5,6 +5,7 @@ from typing import Any
 
 from fastapi import Response
 
+from engine.contract.operations import DRAW
 from server.images.files import check_sides
 from server.images.served import SERVED_IMAGES
 from server.operations.draw import image_run
@@ -25,6 +26,7 @@ async def answer_upscaling(
 ) -> Response:
     """Like `server.operations.draw.answer_images`, for an image to enlarge."""
     state = client.state
+    await client.wake(DRAW, body.model)
     drawing = drawing_model(state.engine, body.model)
     if drawing is not None:
         drawn = await Exchange.begin(SERVED_IMAGES, body, client, drawing)

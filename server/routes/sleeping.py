@@ -62,12 +62,12 @@ async def sleep(
     state: StateDep,
     model: ModelId = None,
     level: Annotated[
-        int, Query(ge=1, le=2, description="vLLM's level; either frees all of the memory.")
+        int, Query(ge=1, le=2, description="vLLM's level; 2 also ends the models' processes.")
     ] = 1,
 ) -> Response:
     """Answers once the models have finished what they do and their memory is free. Pinned models
     stay awake unless they are named, which is a 409. A request wakes a sleeping model."""
-    await _put_to_sleep(state, model)
+    await _put_to_sleep(state, model, deep=level == 2)
     return Response()
 
 
@@ -110,7 +110,7 @@ async def list_running(state: StateDep) -> RunningList:
 @router.post("/api/models/unload", summary="Put all models to sleep", **_CHANGES)
 async def unload_all(state: StateDep) -> Response:
     """llama-swap's name for `/sleep`."""
-    await _put_to_sleep(state, None)
+    await _put_to_sleep(state, None, deep=True)
     return Response("OK", media_type="text/plain")
 
 
@@ -120,7 +120,7 @@ async def unload_one(
     state: StateDep,
 ) -> Response:
     """llama-swap's name for `/sleep` with a model."""
-    await _put_to_sleep(state, model_id)
+    await _put_to_sleep(state, model_id, deep=True)
     return Response("OK", media_type="text/plain")
 
 
@@ -189,8 +189,8 @@ def _meant(state: AppState, model: str | None) -> Sequence[ModelStatus]:
     return found
 
 
-async def _put_to_sleep(state: AppState, model: str | None) -> None:
+async def _put_to_sleep(state: AppState, model: str | None, *, deep: bool) -> None:
     meant = [status for status in _meant(state, model) if model is not None or not status.pinned]
-    awake = [status.model for status in meant if not status.is_asleep]
-    sleeping = [state.engine.sleep(name) for name in awake]
+    chosen = [status.model for status in meant if deep or not status.is_asleep]
+    sleeping = [state.engine.sleep(name, deep=deep) for name in chosen]
     await asyncio.gather(*map(asyncio.shield, sleeping))

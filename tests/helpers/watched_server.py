@@ -9,7 +9,7 @@ from typing import Any
 # Otherwise the folders beside this file would be taken for packages of the same names.
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from engine.worker.supervisor import WorkerOptions
+from engine.worker.worker_options import WorkerOptions
 from server.cli import main
 from server.http.connection import ClientConnection
 from server.process import serve

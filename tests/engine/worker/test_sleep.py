@@ -20,7 +20,7 @@ from engine.errors import (
     ModelNotReady,
     ModelUnloading,
 )
-from engine.worker import sleepers, supervisor
+from engine.worker import sleepers, slumber
 from tests.helpers.worker.calls import (
     collect,
     is_alive,
@@ -39,8 +39,8 @@ def pause(monkeypatch):
     """`pause(seconds)` sets the least time between two wakes of a model; at first it is short."""
 
     def set_pause(seconds):
-        for module in (sleepers, supervisor):
-            monkeypatch.setattr(module, "RELOAD_PAUSE_S", seconds)
+        monkeypatch.setattr(slumber, "RELOAD_PAUSE_S", seconds)
+        monkeypatch.setattr(slumber, "DOZE_PAUSE_S", seconds / 2)
 
     set_pause(0.01)
     return set_pause
@@ -51,7 +51,7 @@ async def begin(start):
     """`begin("a=w400", "b=w700")`: a client whose models serve or sleep."""
 
     async def begin(*models, **config):
-        client = await start(*models, wait=False, **config)
+        client = await start(*models, wait=False, **{"sleep_file_gib": 0, **config})
         await until(lambda: settled(client))
         return client
 
@@ -196,9 +196,9 @@ async def test_cancelled_waiting_requests_leave_nothing(begin):
             await stream.aclose()
         streams[4].end(0)
         b = client._supervisors["b"]
-        assert (len(b._streams), len(b._queue)) == (1, 1)
+        assert (len(b._streams), len(b.slumber.queue)) == (1, 1)
         await collect(streams[4])
-        assert (len(b._streams), len(b._queue)) == (0, 0)
+        assert (len(b._streams), len(b.slumber.queue)) == (0, 0)
     client.submit(request([3], "for ever", "b"))
     waiting = client.submit(request([1], "waits", "a"))
     waking = asyncio.create_task(client.wake("a"))
@@ -206,7 +206,7 @@ async def test_cancelled_waiting_requests_leave_nothing(begin):
     await waiting.aclose()
     waking.cancel()
     await until(lambda: not client._sleepers._wakes)
-    assert not client._supervisors["a"].is_wanted
+    assert not client._supervisors["a"].slumber.is_wanted
     assert process_of(client, "a") is None
 
 
@@ -220,7 +220,7 @@ async def test_a_request_waits_for_a_limited_time(begin):
     b.info = client._supervisors["a"].info  # as if it had served before
     with pytest.raises(ModelNotReady, match="has not woken"):
         await collect(client.submit(request([1], "late", "b")))
-    assert (len(b._streams), len(b._queue)) == (0, 0)
+    assert (len(b._streams), len(b.slumber.queue)) == (0, 0)
     await until(lambda: not client._sleepers._wakes)
     assert awake(client) == {"a"}
 
@@ -290,7 +290,7 @@ async def test_a_model_wakes_at_most_once_in_a_pause(begin, pause):
     async def attack(model):
         while min(map(len, wakes.values())) < 2:
             assert await ask(client, model, 5) == [5]
-            woken_s = client._supervisors[model]._woken_s
+            woken_s = client._supervisors[model].slumber._woken_s
             if woken_s is not None and woken_s not in wakes[model]:
                 wakes[model].append(woken_s)
 
@@ -321,13 +321,79 @@ async def test_a_sleeping_model_can_be_unloaded(begin):
     assert [s.model for s in client.statuses()] == ["a"]
 
 
+def dozing(client):
+    """The models that doze, with what their processes hold."""
+    supervisors = client._supervisors.items()
+    return {m: client._arbiter.held("cpu", m) for m, s in supervisors if s.slumber.is_dozing}
+
+
+async def test_a_model_that_dozes_keeps_its_worker(begin):
+    client = await begin("a=w300+100", "b=w200", sleep_file_gib=2)
+    before = pid_of(client, "a"), client._arbiter.held_by("a")
+    await client.sleep("a")
+    assert (dozing(client), held(client)) == ({"a": 100}, 300)
+    waiting = client.submit(request([1, 7, 8], "waits", "a"))
+    assert tokens_of(await collect(waiting)) == [1, 7, 8]
+    assert (pid_of(client, "a"), client._arbiter.held_by("a")) == before
+    assert num_wakes(client) == {"a": 1, "b": 0}
+    await client.sleep("a", deep=True)
+    assert (dozing(client), process_of(client, "a"), held(client)) == ({}, None, 200)
+
+
+async def test_those_that_doze_make_room_first_and_their_files_have_a_limit(begin):
+    client = await begin("a=w200", "b=w200", "c=w500", "d=w400", sleep_file_gib=2.5)
+    assert awake(client) == {"a", "b", "c"}
+    for model in "abc":
+        await client.sleep(model)
+    assert dozing(client) == {"a": 100, "b": 100}, "the third file would be beyond the limit"
+    await client.wake("d")
+    await client.wake("c")
+    assert awake(client) == {"c", "d"} and len(dozing(client)) == 1
+    assert await ask(client, "a", 5) == await ask(client, "b", 5) == [5]
+    assert awake(client) == {"a", "b"} or held(client) >= 900
+
+
+async def test_a_model_cannot_doze_if_its_process_has_no_room(begin):
+    client = await begin("a=w50", "b=w950", sleep_file_gib=2)
+    await client.sleep("a")
+    assert (dozing(client), process_of(client, "a"), held(client)) == ({}, None, 950)
+
+
+@pytest.mark.parametrize("dies_at", ["once", "wake"])
+async def test_a_model_whose_dozing_worker_dies_is_loaded_again(begin, tmp_path, dies_at):
+    client = await begin("a=w300", sleep_file_gib=2)
+    await client.sleep("a")
+    pid = pid_of(client, "a")
+    if dies_at == "once":
+        os.kill(pid, signal.SIGKILL)
+        await until(lambda: client._supervisors["a"].has_ended)
+        assert (awake(client), held(client)) == (set(), 0)
+    else:
+        (tmp_path / "dies").touch()
+    assert await ask(client, "a", 6) == [6]
+    assert pid_of(client, "a") != pid and held(client) == 300
+
+
+@pytest.mark.parametrize("stops", [False, True])
+async def test_a_dozing_model_can_be_unloaded_and_stopped(begin, stops):
+    client = await begin("a=w300", "b=w300", sleep_file_gib=2)
+    await client.sleep("b")
+    pid = pid_of(client, "b")
+    waiting = client.submit(request([1], "r", "b"))
+    await asyncio.wait_for(client.stop(0) if stops else client.unload("b", 0), 5)
+    with contextlib.suppress(EngineDead, ModelUnloading):
+        await collect(waiting)
+    assert not is_alive(pid) and client._arbiter.held("cpu", "b") == 0
+
+
 @pytest.mark.slow
-async def test_random_traffic_loses_nothing_and_stays_within_the_budget(begin, pause):
-    client = await begin("a=w500", "b=w300+100", "c=w400", "d=w600")
+@pytest.mark.parametrize("file_gib", [0, 2.5])
+async def test_random_traffic_loses_nothing_and_stays_within_the_budget(begin, pause, file_gib):
+    client = await begin("a=w500", "b=w300+100", "c=w400", "d=w600", sleep_file_gib=file_gib)
     for model in "abcd":
         await client.wake(model)
     pause(0.2)
-    end_s, rng, counts = time.monotonic() + 15, random.Random(), dict.fromkeys("abcd", 0)
+    end_s, rng, counts = time.monotonic() + 6, random.Random(), dict.fromkeys("abcd", 0)
 
     async def user():
         while time.monotonic() < end_s:
@@ -350,4 +416,4 @@ async def test_random_traffic_loses_nothing_and_stays_within_the_budget(begin, p
     await asyncio.gather(watch(), *(user() for _ in range(6)))
     assert min(counts.values()) >= 2, counts
     assert sum(num_wakes(client).values()) >= 4
-    await until(lambda: not any(s.is_wanted for s in client._supervisors.values()))
+    await until(lambda: not any(s.slumber.is_wanted for s in client._supervisors.values()))

@@ -196,7 +196,7 @@ class FakeEngine(EngineClient):
             self.serve(self.served.get(model) or self.make_info(ModelSpec.create(model)))
         return self.served[model]
 
-    def sleep(self, model: str) -> "asyncio.Task[None]":
+    def sleep(self, model: str, *, deep: bool = False) -> "asyncio.Task[None]":
         async def fall_asleep() -> None:
             await self.may_change.wait()
             self.set_status(model, Phase.SLEEPING)

@@ -82,6 +82,14 @@ def main() -> int:
         match link.receive():
             case messages.Shutdown():
                 return 0
+            case messages.Doze(most_bytes=most_bytes):
+                # A file of one GiB, and of each process remain 100 bytes.
+                does = most_bytes >= 1 << 30
+                link.send(messages.Dozing(1 << 30, 100) if does else messages.Dozing())
+            case messages.WakeUp():
+                if os.path.exists(os.path.join(spec.cache_dir, "dies")):
+                    os.kill(os.getpid(), signal.SIGKILL)
+                link.send(messages.Awake())
             case messages.LoadAdapter(id=id, order=order):
                 if order.folder == "broken":
                     failure = Failure("corrupt_file", "it is cut off")
