@@ -473,7 +473,7 @@ async def test_the_server_keeps_conversations_for_other_browsers(
     tokenizer_folder: Path, tmp_path: Path, start_visit: Any
 ) -> None:
     text = text_info(tokenizer_folder)
-    server = TextServer(tokenizer_folder, text, playground_history_dir=tmp_path / "history")
+    server = TextServer(tokenizer_folder, text, conversations_dir=tmp_path / "history")
     server.say("about badgers")
     page = (await start_visit(server)).page
     await ask(page, "First topic")
