@@ -47,6 +47,7 @@ class Preset(_Strict):
     effort: Literal["", "none", "low", "medium", "high"] = ""
     extra: JsonObject = ""
     shows_tokens: Annotated[bool, Field(alias="showsTokens")] = False
+    shows_grounds: Annotated[bool, Field(alias="showsGrounds")] = False
 
 
 _Presets = TypeAdapter(dict[Annotated[str, Field(min_length=1, max_length=100)], Preset])

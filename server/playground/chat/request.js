@@ -2,8 +2,9 @@
 import { BASE } from "../lib/api.js";
 
 /** Settings of a conversation: `system`, `sampling` (fields of the API), `schema` and `tools` (JSON
- * texts), `effort` (of reasoning), `extra` (a JSON text of other fields) and `showsTokens`. */
-export const NO_SETTINGS = { system: "", sampling: {}, schema: "", tools: "", effort: "", extra: "", showsTokens: false };
+ * texts), `effort` (of reasoning), `extra` (a JSON text of other fields), `showsTokens`
+ * and `showsGrounds`. */
+export const NO_SETTINGS = { system: "", sampling: {}, schema: "", tools: "", effort: "", extra: "", showsTokens: false, showsGrounds: false };
 const NUM_ALTERNATIVES = 8;
 
 /** The body of the request for an answer that follows `path`. `prefix` is text that it begins with. */

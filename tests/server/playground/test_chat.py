@@ -12,6 +12,7 @@ from playwright.async_api import Locator, Page, expect
 
 from engine.contract.status import Phase
 from tests.helpers.server.browser import Visit
+from tests.helpers.server.fake_embeddings import embedding_info
 from tests.helpers.server.fake_failure import Failure
 from tests.helpers.server.fake_server import answer_of, until
 from tests.helpers.server.picture_server import noise, picture_server
@@ -275,6 +276,28 @@ async def test_another_token_is_picked_and_the_text_goes_on_from_it(
     # The page shows a sign where a token has no text, and before a line's end.
     begun = text.removesuffix(" jumps■").replace("∅", "").replace("↵", "")
     assert server.last_prompt.endswith(begun)
+
+
+async def test_what_nothing_in_the_conversation_supports_is_named(
+    tokenizer_folder: Path, start_visit: Any
+) -> None:
+    embedder = embedding_info(path=str(tokenizer_folder), max_model_len=256)
+    server = TextServer(tokenizer_folder, text_info(tokenizer_folder), embedder)
+    server.say("The brown fox jumps. Badgers dig deep tunnels.")
+    page = (await start_visit(server)).page
+    await page.get_by_label("Settings", exact=True).click()
+    await page.get_by_label("System prompt").fill("The brown fox jumps.")
+    await page.get_by_text("Compare answers with the conversation").click()
+    await ask(page, "Say more.")
+    await page.get_by_text("1 of 2 sentences may not rest on the conversation").click()
+    await expect(page.locator(".grounds q")).to_have_text("Badgers dig deep tunnels.")
+    await expect(page.locator(".grounds span")).to_have_text("Nothing before it says this.")
+    await page.get_by_label("Close the settings").click()
+    server.say("The brown fox jumps.")
+    await page.get_by_label("Write another answer").click()
+    await expect(page.locator(".grounds summary")).to_have_text(
+        "The sentence is like one before it"
+    )
 
 
 async def test_settings_shape_the_request_and_presets_keep_them(
