@@ -27,6 +27,8 @@ export function Panel({ settings, card, model, initial, onChange, onClose, isDef
       <${IconButton} icon="close" label="Close the settings" onClick=${onClose} />
     </header>
     <${TextField} label="System prompt" rows=${4} value=${settings.system} onChange=${(system) => onChange({ system })} />
+    <${Toggle} label="Raw completion" value=${settings.isRaw} onChange=${(isRaw) => onChange({ isRaw })}
+      hint="The model goes on with your text as it is, without the form of a chat, a system prompt or tools." />
     <${Toggle} label="Show probabilities" value=${settings.showsTokens} onChange=${(showsTokens) => onChange({ showsTokens })}
       hint="Colours each token by its probability. Click one to see what else could have come, and write on from there." />
     ${comparer() && html`<${Toggle} label="Compare answers with the conversation" value=${settings.showsGrounds} onChange=${(showsGrounds) => onChange({ showsGrounds })}

@@ -278,6 +278,32 @@ async def test_another_token_is_picked_and_the_text_goes_on_from_it(
     assert server.last_prompt.endswith(begun)
 
 
+async def test_a_raw_completion_goes_on_with_the_text_as_it_is(
+    server: TextServer, start_visit: Any
+) -> None:
+    page = (await start_visit(server)).page
+    await page.get_by_label("Settings", exact=True).click()
+    await page.get_by_label("Raw completion").check()
+    await page.get_by_label("Show probabilities").check()
+    await page.get_by_label("Close the settings").click()
+    server.say(" time é, the fox")
+    await ask(page, "Once upon a")
+    await answered(page)
+    assert server.last_prompt == "<|s|>Once upon a"
+    text = page.locator(".token-text")
+    await expect(text).to_have_text(re.compile("^ time ∅?é∅?, the fox■$"), use_inner_text=True)
+    comma = page.locator(".token", has_text=",")
+    await comma.click()
+    server.say(" in a wood")
+    await page.get_by_role("dialog").locator("button:not(:disabled)").first.click()
+    await expect(text).to_have_text(re.compile("é.* in a wood■$"), use_inner_text=True)
+    assert server.last_prompt.startswith("<|s|>Once upon a time é")
+    server.say(" they lived")
+    await ask(page, " where")
+    await expect(page.locator(".token-text")).to_have_count(2)
+    assert server.last_prompt.endswith(" in a wood where")
+
+
 async def test_what_nothing_in_the_conversation_supports_is_named(
     tokenizer_folder: Path, start_visit: Any
 ) -> None:
