@@ -23,9 +23,9 @@ import time
 from fcntl import ioctl
 from pathlib import Path
 
-WIDTH, HEIGHT = 88, 22
+WIDTH, HEIGHT = 88, 24
 FILE = Path(__file__).parents[1] / "docs" / "img" / "first-minute.svg"
-PROGRAM = Path(sys.executable).with_name("tandem")
+PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 COMMANDS = (
     'tandem chat "What is the capital of France, and what is it known for?" --seed 7',
     'tandem draw "a large red circle left of a small blue star" --size 128x128 --seed 3 '
@@ -59,7 +59,7 @@ class Film:
         """Show what a command prints, to its end, or to the line that begins with `until`."""
         own, its = pty.openpty()
         ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", HEIGHT, WIDTH, 0, 0))
-        env = {**os.environ, "TERM": "xterm-256color"}
+        env = {**os.environ, "TERM": "xterm-256color", "PATH": PATH}
         process = subprocess.Popen(
             command, stdin=its, stdout=its, stderr=its, cwd=folder, env=env, start_new_session=True
         )
@@ -96,11 +96,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "photo.png").write_bytes(Path(sys.argv[1]).read_bytes())
         film.type("make serve")
-        server = film.run([str(PROGRAM), "serve"], folder, until="Or open")
+        server = film.run(["tandem", "serve"], folder, until="Or open")
         try:
             for command in COMMANDS:
                 film.type(command)
-                film.run([str(PROGRAM), *shlex.split(command)[1:]], folder).wait()
+                film.run(shlex.split(command), folder).wait()
         finally:
             server.send_signal(signal.SIGINT)
             server.wait()

@@ -52,6 +52,6 @@ export function Grounds({ messageId, grounds: { isRunning, error, num, doubts },
 }
 
 function summaryOf(num, numDoubts) {
-  if (numDoubts === 0) return num === 1 ? "The sentence is like one before it" : `All ${num} sentences are like some before them`;
-  return `${numDoubts} of ${num} ${num === 1 ? "sentence" : "sentences"} may not rest on the conversation`;
+  if (num === 1) return numDoubts === 0 ? "The sentence is like one before it" : "The sentence may not rest on the conversation";
+  return numDoubts === 0 ? `All ${num} sentences are like some before them` : `${numDoubts} of ${num} sentences may not rest on the conversation`;
 }
