@@ -52,7 +52,9 @@ def _conversation_id(value: Any) -> Any:
 
 
 ConversationName = Annotated[
-    str, BeforeValidator(_conversation_id, json_schema_input_type=str | dict[str, str])
+    str,
+    Field(max_length=256),
+    BeforeValidator(_conversation_id, json_schema_input_type=str | dict[str, str]),
 ]
 
 
