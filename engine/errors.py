@@ -7,7 +7,7 @@
     │  ├─ UnknownModel              no such model is served
     │  ├─ UnknownAdapter            no such LoRA adapter is loaded
     │  ├─ UnknownResponse           no such response is kept
-    │  ├─ UnknownConversation       no such conversation of the playground is kept
+    │  ├─ UnknownConversation       no such conversation, or item of one, is kept
     │  ├─ ModelConflict             the model's state does not allow this load or unload
     │  ├─ NotAllowed                the operator does not allow it
     │  └─ UnsupportedFeature        a known field that this server does not support

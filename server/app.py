@@ -23,6 +23,7 @@ from server.http import errors
 from server.http.admission import Admission, Places
 from server.http.lifecycle import Lifecycle
 from server.http.live_requests import LiveRequests
+from server.http.owner_files import OwnerFiles
 from server.images.jobs import ImageJobs
 from server.images.links import PictureLinks
 from server.images.picture_processes import PictureProcesses
@@ -31,6 +32,7 @@ from server.images.store import ImageStore
 from server.metrics import ServerMetrics
 from server.models.library import ModelLibrary
 from server.responses.background import BackgroundJobs
+from server.responses.conversations import ConversationStore
 from server.responses.shape import error_shape as responses_error_shape
 from server.responses.store import ResponseStore
 from server.routes import (
@@ -110,6 +112,14 @@ def _create_state(settings: Settings, engine: EngineClient) -> AppState:
     def places(kind: AnyOperation, model: str) -> Places:
         return SERVED[kind].places(settings, config_of(engine, model))
 
+    responses = ResponseStore(
+        max_bytes=settings.response_store_bytes,
+        max_items=settings.max_stored_responses,
+        ttl_s=settings.response_ttl_s,
+        max_conversation_bytes=settings.max_body_bytes,
+    )
+    folder = settings.conversations_dir
+    files = None if folder is None else OwnerFiles(folder)
     image_store = ImageStore(max_bytes=settings.image_store_bytes, ttl_s=settings.image_url_ttl_s)
     return AppState(
         settings=settings,
@@ -133,15 +143,13 @@ def _create_state(settings: Settings, engine: EngineClient) -> AppState:
                 settings.max_body_bytes,
             ),
         ),
-        responses=ResponseStore(
-            max_bytes=settings.response_store_bytes,
-            max_items=settings.max_stored_responses,
-            ttl_s=settings.response_ttl_s,
-            max_conversation_bytes=settings.max_body_bytes,
-        ),
+        responses=responses,
         background_responses=BackgroundJobs(),
+        conversations=ConversationStore(
+            responses.table if responses.is_on else None, files, settings.max_body_bytes
+        ),
         playground_presets=settings.read_playground_presets(),
-        chat_history=ChatHistory(settings.playground_history_dir),
+        chat_history=ChatHistory(files),
     )
 
 
@@ -166,4 +174,5 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         finally:
             state.pictures.close()
             await state.background_responses.aclose()
+            await state.conversations.aclose()
             await state.texts.aclose()

@@ -119,6 +119,10 @@ def draw(
     negative_prompt: Annotated[
         str | None, typer.Option(help="What the picture must not show.")
     ] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(help="An adapter, NAME or NAME:SCALE. Repeatable.", metavar="NAME"),
+    ] = None,
     then: Annotated[
         list[str] | None,
         typer.Option(help="What to do with the drawn picture: enlarge or matte. Repeatable."),
@@ -128,12 +132,15 @@ def draw(
     api_key: ApiKey = None,
 ) -> None:
     """Have a running server draw a picture."""
+    from server.terminal.pictures import lora_of
+
     fields = given(
         prompt=prompt,
         size=size,
         seed=seed,
         num_inference_steps=steps,
         negative_prompt=negative_prompt,
+        loras=[lora_of(one) for one in lora] if lora else None,
         then=[{"operation": operation} for operation in then] if then else None,
         model=model,
     )

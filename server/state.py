@@ -27,6 +27,7 @@ from server.metrics import ServerMetrics
 from server.models.library import ModelLibrary
 from server.protocol.common import RequestBody
 from server.responses.background import BackgroundJobs
+from server.responses.conversations import ConversationStore
 from server.responses.store import ResponseStore
 from server.settings import Settings
 from server.text.encoding_pool import EncodingPool
@@ -52,6 +53,7 @@ class AppState:
     pictures: Pictures
     responses: ResponseStore
     background_responses: BackgroundJobs
+    conversations: ConversationStore
     playground_presets: Mapping[str, Any]
     chat_history: ChatHistory
 

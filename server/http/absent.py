@@ -3,13 +3,11 @@ instead."""
 
 from collections.abc import Mapping
 
-_NO_STORE = "send the earlier messages again, or previous_response_id to /v1/responses"
 _LIBRARY = "models are loaded with POST /models/load and unloaded with POST /models/unload"
 _MANY = "send the requests one by one; many may run at a time"
 
 _INSTEAD: Mapping[str, str] = {
-    "/v1/conversations": f"conversations are not kept here; {_NO_STORE}",
-    "/v1/threads": f"threads are not kept here; {_NO_STORE}",
+    "/v1/threads": "threads are not kept here; use /v1/conversations",
     "/v1/assistants": "assistants are not kept here; send instructions and tools to /v1/responses",
     "/v1/messages/batches": f"batches are not accepted here; {_MANY}, to /v1/messages",
     "/v1/batches": f"batches are not accepted here; {_MANY}",

@@ -39,11 +39,12 @@ class ExpiringTable(Generic[T]):
         return len(self._entries)
 
     def put(self, name: str, value: T, num_bytes: int = 0) -> bool:
-        """Keep a value, replacing one of the same name. Returns whether there was room for it."""
-        self.pop(name)
-        self._drop_expired()
+        """Keep a value, replacing one of the same name. Returns whether there was room for it; if
+        not, nothing changes."""
         if self._max_bytes is not None and num_bytes > self._max_bytes:
             return False
+        self.pop(name)
+        self._drop_expired()
         while self._entries and self._is_full(num_bytes):
             self.pop(next(iter(self._entries)))
         self._entries[name] = (value, num_bytes, self._clock() + self._ttl_s)

@@ -51,6 +51,7 @@ def _card(info: ImageModelInfo) -> ImageModelCard:
         info,
         parent=parent_of(info),
         tasks=list(info.tasks),
+        max_edit_images=1 if info.references is None else info.references.max_images,
         default_size=f"{info.default_width}x{info.default_height}",
         **denoising,
     )

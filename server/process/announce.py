@@ -73,7 +73,8 @@ class Announcer:
         if self._screen is None:
             log.info("ready", models=ready, try_with=lines)
         else:
-            page = "" if self._listener.uds else f"\nOr open {self._listener.url}/docs\n"
+            path = "" if self._settings.playground else "/docs"
+            page = "" if self._listener.uds else f"\nOr open {self._listener.url}{path}\n"
             call = "Set API_KEY to a key and try" if self._settings.read_api_keys() else "Try"
             shown = "".join(f"  {line}\n" for line in lines)
             self._tell(f"\nReady. {call}:\n\n{shown}{page}")

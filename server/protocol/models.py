@@ -59,6 +59,7 @@ class ImageModelCard(PictureModelCard):
     default_steps: int | None = None
     default_guidance_scale: float | None = None
     default_edit_guidance_scale: float | None = None
+    max_edit_images: int
     size_multiple: int
     min_side: int
     max_pixels: int

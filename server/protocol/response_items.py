@@ -159,8 +159,8 @@ _ITEMS: Mapping[str, type[Item]] = {
 }
 
 
-def read_items(value: Any) -> list[Item]:
-    """The items of an `input`; a bare text is the user's message.
+def read_items(value: Any, *, field: str = "input") -> list[Item]:
+    """The items of a field; a bare text is the user's message.
 
     Raises:
         InvalidParameter, UnsupportedFeature: names the item.
@@ -181,14 +181,14 @@ def read_items(value: Any) -> list[Item]:
     items: list[Item] = []
     num_parts = 0
     for index, item in enumerate(value):
-        path = ("input", index)
+        path = (field, index)
         read = read_variant(item, _ITEMS, path, default="message", refused=refused)
         if isinstance(read, MessageItem | FunctionCallOutputItem):
-            field = "content" if isinstance(read, MessageItem) else "output"
-            content = getattr(read, field)
+            inner = "content" if isinstance(read, MessageItem) else "output"
+            content = getattr(read, inner)
             num_parts += len(content) if isinstance(content, list) else 1
-            check_num_parts(num_parts, f"input[{index}].{field}")
-            chat_parts(content, (*path, field))
+            check_num_parts(num_parts, f"{field}[{index}].{inner}")
+            chat_parts(content, (*path, inner))
         items.append(read)
     return items
 

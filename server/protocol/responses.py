@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from engine.errors import InvalidParameter, UnsupportedFeature
 from server.protocol.common import MAX_TOKEN_COUNT, NumAlternatives, WireModel
@@ -25,7 +25,6 @@ _NO_EFFECT: Mapping[str, str] = {
 }
 _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     **OneTextRequest._unsupported,
-    "conversation": (),
     "context_management": ([],),
     "moderation": (),
     "prompt": (),
@@ -44,6 +43,17 @@ _INSTEAD: Mapping[str, str] = {
 Metadata = Annotated[
     dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
     Field(max_length=16),
+]
+
+
+def _conversation_id(value: Any) -> Any:
+    return value.get("id", value) if isinstance(value, dict) else value
+
+
+ConversationName = Annotated[
+    str,
+    Field(max_length=256),
+    BeforeValidator(_conversation_id, json_schema_input_type=str | dict[str, str]),
 ]
 
 
@@ -94,6 +104,11 @@ class ResponseRequest(OneTextRequest):
     )
     previous_response_id: str | None = Field(
         None, max_length=256, description="Continue the conversation of a stored response."
+    )
+    conversation: ConversationName | None = Field(
+        None,
+        description="Continue this conversation, or `{id}` of it, which then also gets the input "
+        "and the output.",
     )
     store: bool | None = Field(
         None,
@@ -155,6 +170,11 @@ class ResponseRequest(OneTextRequest):
             raise InvalidParameter(
                 "a background response is fetched by its id, so it must be stored; leave store out",
                 param="store",
+            )
+        if self.conversation is not None and self.previous_response_id is not None:
+            raise InvalidParameter(
+                "conversation and previous_response_id exclude each other; send one of them",
+                param="conversation",
             )
         if self.top_logprobs and not self.returns_logprobs:
             raise InvalidParameter(
@@ -290,6 +310,7 @@ class Response:
     output: list[OutputItem] = field(default_factory=list)
     parallel_tool_calls: bool
     previous_response_id: str | None
+    conversation: dict[str, str] | None = None
     reasoning: dict[str, Any]
     store: bool
     temperature: float | None

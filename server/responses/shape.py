@@ -179,6 +179,7 @@ def _begun(body: ResponseRequest, response_id: str, model: str, stores: bool) ->
         model=model,
         parallel_tool_calls=body.parallel_tool_calls is not False,
         previous_response_id=body.previous_response_id,
+        conversation=None if body.conversation is None else {"id": body.conversation},
         reasoning={"effort": reasoning and reasoning.effort, "summary": None},
         store=stores,
         temperature=sampling["temperature"],

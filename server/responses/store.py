@@ -50,6 +50,9 @@ class StoredResponse:
 class ResponseStore:
     """The stored responses of one app.
 
+    Attributes:
+        table: the responses, among what else shares their bounds.
+
     Args:
         max_bytes: limit of all responses together; 0 switches the store off.
         max_conversation_bytes: limit of a chain of responses that is read as one.
@@ -66,28 +69,29 @@ class ResponseStore:
     ) -> None:
         self.is_on = max_bytes > 0
         self._max_conversation_bytes = max_conversation_bytes
-        self._responses: ExpiringTable[StoredResponse] = ExpiringTable(
+        self.table: ExpiringTable[Any] = ExpiringTable(
             max_bytes=max_bytes, max_items=max_items, ttl_s=ttl_s, clock=clock
         )
 
     def __len__(self) -> int:
-        return len(self._responses)
+        return len(self.table)
 
     @property
     def num_bytes(self) -> int:
-        return self._responses.num_bytes
+        return self.table.num_bytes
 
     def add(self, response: Response, items: Sequence[Item], owner: Owner | None) -> None:
         """Store a response that has ended. The least recently used ones make room."""
+        prefix = f"item_{response.id.removeprefix('resp_')}"
         stored = StoredResponse(
             owner=owner,
-            items=encode([_shown(item, response.id, i) for i, item in enumerate(items)]),
+            items=encode([shown_item(item, f"{prefix}{i:04x}") for i, item in enumerate(items)]),
             response=encode(response),
             background=response.background,
             previous=response.previous_response_id,
             num_items=len(items) + len(response.output),
         )
-        self._responses.put(response.id, stored, stored.num_bytes)
+        self.table.put(response.id, stored, stored.num_bytes)
 
     def get(self, response_id: str, owner: Owner | None) -> StoredResponse:
         """The stored response of that id.
@@ -95,8 +99,8 @@ class ResponseStore:
         Raises:
             UnknownResponse: there is none, it has expired, or it belongs to somebody else.
         """
-        stored = self._responses.get(response_id)
-        if stored is None or stored.owner != owner:
+        stored = self._find(response_id, owner)
+        if stored is None:
             raise unknown_response()
         return stored
 
@@ -107,7 +111,7 @@ class ResponseStore:
             UnknownResponse: as in `get`.
         """
         self.get(response_id, owner)
-        self._responses.pop(response_id)
+        self.table.pop(response_id)
 
     def conversation(self, response_id: str | None, owner: Owner | None) -> list[Item]:
         """All items up to a response's last, oldest first; none without a response. All responses
@@ -131,12 +135,16 @@ class ResponseStore:
         own: list[dict[str, Any]] = msgspec.json.decode(stored.items)
         return [*before, *own]
 
+    def _find(self, response_id: str, owner: Owner | None) -> StoredResponse | None:
+        stored = self.table.get(response_id)
+        return stored if isinstance(stored, StoredResponse) and stored.owner == owner else None
+
     def _chain(self, response_id: str | None, owner: Owner | None) -> list[list[dict[str, Any]]]:
         chain: list[tuple[str, StoredResponse]] = []
         num_bytes = num_items = 0
         while response_id is not None:
-            stored = self._responses.get(response_id)
-            if stored is None or stored.owner != owner:
+            stored = self._find(response_id, owner)
+            if stored is None:
                 raise _broken(is_first=not chain)
             chain.append((response_id, stored))
             num_bytes += stored.num_bytes
@@ -150,7 +158,7 @@ class ResponseStore:
             response_id = stored.previous
         # The newest last: a conversation's beginning is dropped first, then the rest of it.
         for name, _ in reversed(chain):
-            self._responses.renew(name)
+            self.table.renew(name)
         return [
             [*msgspec.json.decode(stored.items), *msgspec.json.decode(stored.response)["output"]]
             for _, stored in reversed(chain)
@@ -176,10 +184,11 @@ def _broken(*, is_first: bool) -> UnknownResponse:
     )
 
 
-def _shown(item: Item, response_id: str, index: int) -> dict[str, Any]:
-    """An item as the API lists it: with an id and a status, its text in parts."""
+def shown_item(item: Item, item_id: str) -> dict[str, Any]:
+    """An item as the API lists it: with an id, this one unless it has its own, and a status, its
+    text in parts."""
     shown = item.model_dump(exclude_none=True)
-    shown.setdefault("id", f"item_{response_id.removeprefix('resp_')}{index:04x}")
+    shown.setdefault("id", item_id)
     shown.setdefault("status", "completed")
     if isinstance(item, MessageItem):
         kind = "output_text" if item.role == "assistant" else "input_text"

@@ -88,7 +88,7 @@ async def send_file_of_playground(name: str, request: Request, state: StateDep) 
 
 def _history(state: AppState) -> ChatHistory:
     if not state.chat_history.is_on:
-        raise UnsupportedFeature("no conversations are kept here; set --playground-history-dir")
+        raise UnsupportedFeature("no conversations are kept here; set --conversations-dir")
     return state.chat_history
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request
 from fastapi import Response as HttpResponse
@@ -12,13 +12,15 @@ from engine.errors import InvalidParameter, UnsupportedFeature
 from server.dependencies import ClientDep, StateDep
 from server.http.json_route import JsonRoute
 from server.http.log_fields import annotate
-from server.http.owner import owner_of
+from server.http.owner import Owner, owner_of
 from server.http.shape import encode
 from server.operations.chat import answer_chat, answer_with_count, start_chat
 from server.operations.exchange import Exchange
 from server.protocol.answers import InputTokens, stream_answer, whole_answer
+from server.protocol.response_items import Item
 from server.protocol.responses import DeletedResponse, ItemList, Response, ResponseRequest
 from server.responses.convert import chat_of
+from server.responses.pages import After, Limit, Order, page_of
 from server.responses.shape import ResponseShape
 from server.state import AppState
 from server.text.served import SERVED_TEXT
@@ -43,13 +45,15 @@ async def create_response(body: ResponseRequest, client: ClientDep) -> HttpRespo
     store, owner = state.responses, owner_of(request)
     model = (await client.find(GENERATE, body.model)).name
     stores = _stores(body, state)
-    before = store.conversation(body.previous_response_id, owner)
+    before = await _before(body, state, owner)
     chat = chat_of(body, before)
     unique = uuid.uuid4().hex
 
     def keep(response: Response) -> None:
         if stores:
             store.add(response, body.input, owner)
+        if body.conversation is not None and response.status in ("completed", "incomplete"):
+            state.conversations.add_later(body.conversation, body.input, response, owner)
 
     shape = ResponseShape(body, unique, model=model, stores=stores, on_end=keep)
     annotate(request, response_id=shape.response.id)
@@ -72,8 +76,7 @@ async def count_input_tokens(body: ResponseRequest, client: ClientDep) -> HttpRe
     """Counts the tokens of the input and of the conversation that it continues, as the model's chat
     template writes them."""
     await asyncio.sleep(0)
-    owner = owner_of(client.request)
-    before = client.state.responses.conversation(body.previous_response_id, owner)
+    before = await _before(body, client.state, owner_of(client.request))
     return await answer_with_count(chat_of(body, before), client.with_sent(body))
 
 
@@ -145,9 +148,9 @@ async def list_input_items(
     response_id: ResponseId,
     request: Request,
     state: StateDep,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
-    order: Annotated[Literal["asc", "desc"], Query()] = "desc",
-    after: Annotated[str | None, Query(max_length=256)] = None,
+    limit: Limit = 20,
+    order: Order = "desc",
+    after: After = None,
 ) -> HttpResponse:
     """Lists the conversation of a response, with the items of the responses that it continues."""
     if state.background_responses.get(response_id, owner_of(request)) is not None:
@@ -156,25 +159,14 @@ async def list_input_items(
             param="response_id",
         )
     items = state.responses.input_items(response_id, owner_of(request))
-    if order == "desc":
-        items.reverse()
-    ids = [item["id"] for item in items]
-    if after is not None:
-        if after not in ids:
-            raise InvalidParameter(
-                "after is not an item of this response; use an id from an earlier page",
-                param="after",
-            )
-        items = items[ids.index(after) + 1 :]
-    page = items[:limit]
-    return _json(
-        ItemList(
-            data=page,
-            first_id=page[0]["id"] if page else None,
-            last_id=page[-1]["id"] if page else None,
-            has_more=len(items) > len(page),
-        )
-    )
+    return _json(page_of({item["id"]: item for item in items}, limit, order, after))
+
+
+async def _before(body: ResponseRequest, state: AppState, owner: Owner | None) -> list[Item]:
+    """What the request continues."""
+    if body.conversation is not None:
+        return await state.conversations.read(body.conversation, owner)
+    return state.responses.conversation(body.previous_response_id, owner)
 
 
 def _stores(body: ResponseRequest, state: AppState) -> bool:

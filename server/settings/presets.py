@@ -47,6 +47,8 @@ class Preset(_Strict):
     effort: Literal["", "none", "low", "medium", "high"] = ""
     extra: JsonObject = ""
     shows_tokens: Annotated[bool, Field(alias="showsTokens")] = False
+    is_raw: Annotated[bool, Field(alias="isRaw")] = False
+    shows_grounds: Annotated[bool, Field(alias="showsGrounds")] = False
 
 
 _Presets = TypeAdapter(dict[Annotated[str, Field(min_length=1, max_length=100)], Preset])

@@ -425,6 +425,12 @@ class Settings(BaseSettings):
         le=2_592_000,
         description="How long a response is kept after it ended or was last continued, in seconds.",
     )
+    conversations_dir: Path | None = Field(
+        None,
+        description="Folder that keeps conversations, apart for each API key, until they are "
+        "deleted: those of /v1/conversations, which otherwise are in the memory for responses, and "
+        "the playground's, which otherwise are in the browser only.",
+    )
     image_metadata: bool = Field(
         True,
         description="Write prompt, seed and parameters into image files, so that the images can "
@@ -464,11 +470,6 @@ class Settings(BaseSettings):
         None,
         description="YAML or JSON file with settings for chats by their names, which that page "
         "offers; those with default: true are what new chats begin with.",
-    )
-    playground_history_dir: Path | None = Field(
-        None,
-        description="Folder in which that page also keeps its conversations, apart for each API "
-        "key; by default they are in the browser only.",
     )
     log_prompts: bool = Field(
         False, description="Show prompts and answers in the debug lines of requests."

@@ -52,6 +52,15 @@ class PictureOrder:
     doing: str
 
 
+def lora_of(text: str) -> dict[str, Any]:
+    """An adapter from its name, perhaps with a colon and its scale."""
+    name, _, scale = text.rpartition(":")
+    try:
+        return {"name": name, "scale": float(scale)} if name else {"name": text}
+    except ValueError:
+        return {"name": text}
+
+
 def picture_command(settings: ClientSettings, order: PictureOrder) -> int:
     """Send the request, wait and write the file. Returns the exit code: 2 if a file cannot be used,
     1 if the server gives no picture."""

@@ -71,6 +71,7 @@ SERVED_TEXT = ServedOperation(
         "server.routes.completions:router",
         "server.routes.responses:router",
         "server.routes.responses:bare_router",
+        "server.routes.conversations:router",
         "server.routes.tokenize:router",
     ),
     nothing_served="no text model is served here; start the server with one, such as --model tiny",

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from server import chat_history
+from server.http import owner_files
 from tests.helpers.server.fake_engine import FakeEngine
 from tests.helpers.server.fake_server import FakeServer, answer_of, error_of
 
@@ -18,7 +18,7 @@ PATH = "/v1/playground/conversations"
 
 @pytest.fixture
 def server(tmp_path: Path) -> FakeServer:
-    return FakeServer(FakeEngine(), playground_history_dir=tmp_path / "history")
+    return FakeServer(FakeEngine(), conversations_dir=tmp_path / "history")
 
 
 def conversation(name: str = "", **fields: Any) -> dict[str, Any]:
@@ -58,7 +58,7 @@ async def test_what_is_kept_is_listed_newest_first_read_replaced_and_deleted(
     await put(server, old | {"updated": 3})
     assert [one["id"] for one in (await listed(server))["data"]] == [old["id"], new["id"]]
     # Another process finds them, and nobody else on the machine can read them.
-    other = FakeServer(FakeEngine(), playground_history_dir=tmp_path / "history")
+    other = FakeServer(FakeEngine(), conversations_dir=tmp_path / "history")
     assert answer_of(await other.client.get(f"{PATH}/{new['id']}")) == new
     assert not any(stat.S_IMODE(mode) & 0o077 for mode in modes_in(tmp_path / "history"))
     for _ in range(2):
@@ -71,7 +71,7 @@ async def test_what_is_kept_is_listed_newest_first_read_replaced_and_deleted(
 
 
 async def test_each_key_has_conversations_of_its_own(tmp_path: Path) -> None:
-    server = FakeServer(FakeEngine(), api_keys=("one", "two"), playground_history_dir=tmp_path)
+    server = FakeServer(FakeEngine(), api_keys=("one", "two"), conversations_dir=tmp_path)
     mine = conversation()
     await put(server, mine, "one")
     assert [one["id"] for one in (await listed(server, "one"))["data"]] == [mine["id"]]
@@ -94,8 +94,8 @@ async def test_what_is_no_conversation_is_refused(
     for name in ("..%2fa", "A", "a" * 65, ".", "a.json"):
         response = await server.client.put(f"{PATH}/{name}", json=one | {"id": name})
         assert response.status_code in (400, 404, 405), name
-    monkeypatch.setattr(chat_history, "MAX_CONVERSATIONS", 2)
-    monkeypatch.setattr(chat_history, "MAX_BYTES", 1000)
+    monkeypatch.setattr(owner_files, "MAX_FILES", 2)
+    monkeypatch.setattr(owner_files, "MAX_BYTES", 1000)
     for name in ("a", "b"):
         assert (await put(server, conversation(name))).status_code == 204
     assert "delete some" in error_of(await put(server, conversation("c")))["message"]
@@ -110,4 +110,4 @@ async def test_what_is_no_conversation_is_refused(
 async def test_without_a_folder_nothing_is_kept() -> None:
     server = FakeServer(FakeEngine())
     assert answer_of(await server.client.get("/v1/playground"))["keeps_history"] is False
-    assert "--playground-history-dir" in error_of(await put(server, conversation()))["message"]
+    assert "--conversations-dir" in error_of(await put(server, conversation()))["message"]

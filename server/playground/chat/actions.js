@@ -1,5 +1,6 @@
 // What a reader does in a conversation.
 import { add, changeMessage, conversation, newId, pathTo, shownPath } from "./conversations.js";
+import { compare } from "./grounds.js";
 import { bodyOf } from "./request.js";
 import { Run, runs, textOf } from "./run.js";
 
@@ -67,7 +68,8 @@ function begin(id, { parent, model, prefix = "", tokens = [], pair }) {
   const messageId = add(id, { parent, role: "assistant", content: prefix, model, prefix, settings, pair });
   try {
     const body = bodyOf(model, settings, pathTo(conversation(id).value, parent), prefix);
-    new Run(id, messageId, body, { text: prefix, tokens }).write();
+    const run = new Run(id, messageId, body, { text: prefix, tokens });
+    run.write().then(() => settings.showsGrounds && run.text.trim() && compare(id, messageId));
   } catch (error) {
     changeMessage(id, messageId, { error: { message: error.message } });
   }

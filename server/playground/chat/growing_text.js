@@ -5,7 +5,7 @@ import { copyText } from "../lib/ui.js";
 import { BlockSplitter } from "./blocks.js";
 import { elementsOf, highlight } from "./safe.js";
 
-const MOST_CHARACTERS_PER_FRAME = 4000;
+const MOST_CHARACTERS_PER_FRAME = 2500;
 /** What a piece costs, however short it is, as a number of characters. */
 const LEAST_COST = 200;
 const FRAME_MS = 40;

@@ -4,6 +4,7 @@ import { rate, seconds } from "../lib/format.js";
 import { CopyButton, copyText, ErrorNote, IconButton, Menu } from "../lib/ui.js";
 import { edit, giveResult, goOn, regenerate, requestOf } from "./actions.js";
 import { choose } from "./conversations.js";
+import { compare, comparer, Grounds } from "./grounds.js";
 import { Markdown } from "./growing_text.js";
 import { asCurl, asPython } from "./request.js";
 import { runs } from "./run.js";
@@ -68,12 +69,14 @@ function Answer({ conversationId, message, versions, model, isLast, onRender }) 
     ${calls?.filter(Boolean).map((call) => html`<${Call} key=${call.id} conversationId=${conversationId} message=${message} call=${call} isOpen=${isLast && !isRunning} />`)}
     ${isRunning && !content && !reasoning && html`<p class="waiting"><span class="dots" aria-hidden="true"><i></i><i></i><i></i></span>${run.waitsFor ?? html`<span class="visually-hidden">Waiting for the answer</span>`}</p>`}
     ${error && html`<${ErrorNote} error=${error} onRetry=${() => regenerate(conversationId, message)} />`}
+    ${!isRunning && message.grounds && html`<${Grounds} messageId=${message.id} grounds=${message.grounds} onRetry=${() => compare(conversationId, message.id)} />`}
     ${!isRunning && html`<div class="message-foot">
       <${Versions} conversationId=${conversationId} message=${message} versions=${versions} />
       <${CopyButton} text=${content ?? ""} label="Copy the answer" />
       <${IconButton} icon="redo" label="Write another answer" onClick=${() => regenerate(conversationId, message)} />
       <${Menu} label="More" items=${[
         tokens?.length > 0 && { icon: "tune", label: showsTokens ? "Show as text" : "Show tokens", run: () => setView(showsTokens ? "text" : "tokens") },
+        content && comparer() && { icon: "compare", label: "Compare with the conversation", run: () => compare(conversationId, message.id) },
         content && { icon: "edit", label: "Edit the answer", run: () => setEdited(true) },
         { icon: "copy", label: "Copy as curl", run: copyAs(asCurl) },
         { icon: "copy", label: "Copy as Python", run: copyAs(asPython) },

@@ -2,6 +2,7 @@
 import { html, useEffect, useRef, useState } from "../lib/dom.js";
 import { saveFile } from "../lib/files.js";
 import { Dialog, Field, IconButton, Menu, NumberField, Toggle } from "../lib/ui.js";
+import { comparer } from "./grounds.js";
 import { presetsIn, settingsOf, usePresets } from "./presets.js";
 import { read } from "./request.js";
 
@@ -26,8 +27,12 @@ export function Panel({ settings, card, model, initial, onChange, onClose, isDef
       <${IconButton} icon="close" label="Close the settings" onClick=${onClose} />
     </header>
     <${TextField} label="System prompt" rows=${4} value=${settings.system} onChange=${(system) => onChange({ system })} />
+    <${Toggle} label="Raw completion" value=${settings.isRaw} onChange=${(isRaw) => onChange({ isRaw })}
+      hint="The model goes on with your text as it is, without the form of a chat, a system prompt or tools." />
     <${Toggle} label="Show probabilities" value=${settings.showsTokens} onChange=${(showsTokens) => onChange({ showsTokens })}
       hint="Colours each token by its probability. Click one to see what else could have come, and write on from there." />
+    ${comparer() && html`<${Toggle} label="Compare answers with the conversation" value=${settings.showsGrounds} onChange=${(showsGrounds) => onChange({ showsGrounds })}
+      hint="Names the sentences that nothing in the system prompt and your messages supports. Put the texts that answers should rest on there." />`}
     ${SAMPLERS.map(({ name, fallback, ...field }) => html`<${NumberField} key=${name} ...${field} value=${settings.sampling[name]}
       fallback=${card?.default_sampling?.[name] ?? fallback} onChange=${sample(name)} />`)}
     <div class="two">

@@ -2,29 +2,47 @@
 import { BASE } from "../lib/api.js";
 
 /** Settings of a conversation: `system`, `sampling` (fields of the API), `schema` and `tools` (JSON
- * texts), `effort` (of reasoning), `extra` (a JSON text of other fields) and `showsTokens`. */
-export const NO_SETTINGS = { system: "", sampling: {}, schema: "", tools: "", effort: "", extra: "", showsTokens: false };
+ * texts), `effort` (of reasoning), `extra` (a JSON text of other fields), `showsTokens`,
+ * `showsGrounds`, and `isRaw` (without the form of a chat). */
+export const NO_SETTINGS = { system: "", sampling: {}, schema: "", tools: "", effort: "", extra: "", showsTokens: false, showsGrounds: false, isRaw: false };
 const NUM_ALTERNATIVES = 8;
+/** Without a limit, raw completions would end after 16 tokens, as OpenAI's do. */
+const RAW_TOKENS = 512;
 
 /** The body of the request for an answer that follows `path`. `prefix` is text that it begins with. */
 export function bodyOf(model, settings, path, prefix = "") {
-  const { system, sampling, schema, tools, effort, extra, showsTokens } = { ...NO_SETTINGS, ...settings };
+  const { sampling, schema, extra, showsTokens, isRaw } = { ...NO_SETTINGS, ...settings };
+  const body = isRaw ? rawOf(model, path, prefix) : chatOf(model, { ...NO_SETTINGS, ...settings }, path, prefix);
+  Object.assign(body, sampling);
+  if (schema.trim()) {
+    const json_schema = { name: "answer", strict: true, schema: read(schema, "The JSON schema") };
+    body.response_format = { type: "json_schema", json_schema };
+  }
+  if (showsTokens) Object.assign(body, isRaw ? { logprobs: NUM_ALTERNATIVES } : { logprobs: true, top_logprobs: NUM_ALTERNATIVES }, { return_uncertainty: true });
+  if (extra.trim()) Object.assign(body, read(extra, "The field “Other fields”"));
+  return body;
+}
+
+/** The route for a body. */
+export function routeOf(body) {
+  return body.messages ? "v1/chat/completions" : "v1/completions";
+}
+
+function chatOf(model, { system, tools, effort }, path, prefix) {
   const body = { model, messages: path.map(wire) };
   if (system.trim()) body.messages.unshift({ role: "system", content: system });
   if (prefix) {
     body.messages.push({ role: "assistant", content: prefix });
     Object.assign(body, { add_generation_prompt: false, continue_final_message: true });
   }
-  Object.assign(body, sampling);
-  if (schema.trim()) {
-    const json_schema = { name: "answer", strict: true, schema: read(schema, "The JSON schema") };
-    body.response_format = { type: "json_schema", json_schema };
-  }
   if (tools.trim()) body.tools = read(tools, "The list of tools").map(asTool);
   if (effort) body.reasoning_effort = effort;
-  if (showsTokens) Object.assign(body, { logprobs: true, top_logprobs: NUM_ALTERNATIVES, return_uncertainty: true });
-  if (extra.trim()) Object.assign(body, read(extra, "The field “Other fields”"));
   return body;
+}
+
+/** All that was written so far is one text, with which the model goes on. */
+function rawOf(model, path, prefix) {
+  return { model, prompt: path.map(({ content }) => content).join("") + prefix, max_tokens: RAW_TOKENS };
 }
 
 /** A JSON text of the settings.
@@ -39,13 +57,13 @@ export function read(text, name) {
 
 export function asCurl(body) {
   const json = JSON.stringify(body, null, 2).replaceAll("'", "'\\''");
-  return `curl ${new URL("v1/chat/completions", BASE)} \\
+  return `curl ${new URL(routeOf(body), BASE)} \\
   -H 'Content-Type: application/json' -H "Authorization: Bearer $TANDEM_API_KEY" \\
   -d '${json}'`;
 }
 
 export function asPython(body) {
-  const { model, messages, ...rest } = body;
+  const { model, messages, prompt, ...rest } = body;
   const known = ["response_format", "tools", "reasoning_effort", "logprobs", "top_logprobs", "temperature", "top_p",
     "max_tokens", "seed", "stop", "frequency_penalty", "presence_penalty", "n"];
   const own = Object.entries(rest).filter(([name]) => known.includes(name));
@@ -57,11 +75,11 @@ export function asPython(body) {
 from openai import OpenAI
 
 client = OpenAI(base_url="${new URL("v1", BASE)}", api_key=os.environ.get("TANDEM_API_KEY", "none"))
-answer = client.chat.completions.create(
+answer = client.${messages ? "chat.completions" : "completions"}.create(
     model=${python(model)},
-    messages=${python(messages, "    ")},
+    ${messages ? `messages=${python(messages, "    ")}` : `prompt=${python(prompt)}`},
 ${options}${extra})
-print(answer.choices[0].message.content)
+print(answer.choices[0].${messages ? "message.content" : "text"})
 `;
 }
 

@@ -2,6 +2,8 @@
 import { ApiError, stream } from "../lib/api.js";
 import { catalogue, refreshModels } from "../lib/models.js";
 import { changeMessage } from "./conversations.js";
+import { RawTokens } from "./raw_tokens.js";
+import { routeOf } from "./request.js";
 
 const SAVE_EVERY_MS = 2000;
 const MOST_TOKENS = 4096;
@@ -33,6 +35,7 @@ export class Run {
   #first = null;
   #last = null;
   #lastSave = 0;
+  #raw;
 
   /** @param begin what the message has already: `text`, `tokens`. */
   constructor(conversationId, messageId, body, begin = {}) {
@@ -41,7 +44,8 @@ export class Run {
     this.body = body;
     this.text = begin.text ?? "";
     this.tokens = begin.tokens ?? [];
-    this.keepsTokens = body.logprobs === true;
+    this.keepsTokens = Boolean(body.logprobs);
+    this.#raw = new RawTokens(this.text);
     runs.set(messageId, this);
   }
 
@@ -88,7 +92,7 @@ export class Run {
   async #write() {
     const body = { ...this.body, stream: true, stream_options: { include_usage: true } };
     const { signal } = this.#controller;
-    for await (const { data } of stream("v1/chat/completions", { body, signal })) {
+    for await (const { data } of stream(routeOf(body), { body, signal })) {
       this.waitsFor = null;
       this.#take(data);
       this.#frame ||= requestAnimationFrame(() => this.#tell());
@@ -100,7 +104,7 @@ export class Run {
     this.usage = usage ?? this.usage;
     const [choice] = choices;
     if (!choice) return;
-    const { content, reasoning_content: reasoning, tool_calls: calls } = choice.delta;
+    const { content, reasoning_content: reasoning, tool_calls: calls } = choice.delta ?? { content: choice.text };
     if (content || reasoning || calls) {
       this.#last = performance.now();
       this.#first ??= this.#last;
@@ -111,17 +115,13 @@ export class Run {
       this.calls[index] ??= { id, name, arguments: "" };
       this.calls[index].arguments += text ?? "";
     }
-    if (this.keepsTokens && !reasoning) this.#keep(choice.logprobs?.content ?? []);
+    if (this.keepsTokens && !reasoning) this.#keep(choice.delta ? ofChat(choice.logprobs?.content ?? []) : this.#raw.take(content, choice.logprobs ?? {}));
     this.uncertainty = choice.uncertainty ?? this.uncertainty;
     this.finish = choice.finish_reason ?? this.finish;
   }
 
   #keep(tokens) {
-    for (const { token, bytes, logprob, top_logprobs: top } of tokens) {
-      if (this.tokens.length >= MOST_TOKENS) return;
-      const others = top.filter((one) => one.token !== token).map(({ bytes, logprob }) => ({ bytes, logprob }));
-      this.tokens.push({ bytes, logprob, others });
-    }
+    this.tokens.push(...tokens.slice(0, Math.max(0, MOST_TOKENS - this.tokens.length)));
   }
 
   #tell() {
@@ -173,6 +173,13 @@ export class Run {
       setTimeout(resolve, ms);
     });
   }
+}
+
+function ofChat(tokens) {
+  return tokens.map(({ token, bytes, logprob, top_logprobs: top }) => {
+    const others = top.filter((one) => one.token !== token).map(({ bytes, logprob }) => ({ bytes, logprob }));
+    return { bytes, logprob, others };
+  });
 }
 
 /** The text of tokens. */

@@ -9,7 +9,7 @@ import { urlOf } from "./pictures.js";
 import { Choices, FileButton } from "./parts.js";
 import { FEATHER, hasNegativePrompt, modeFor, modesOf } from "./request.js";
 import { work } from "./run.js";
-import { drawNow, dropInput, input, mode, open, set, settings, useAsInput } from "./state.js";
+import { addOthers, drawNow, dropInput, dropOther, input, mode, open, set, settings, useAsInput } from "./state.js";
 
 const SHAPES = [
   ["Square", 1, 1],
@@ -55,7 +55,7 @@ export function Form({ card, models, adapters }) {
       ${(id) => html`<input id=${id} value=${now.negative_prompt ?? ""} maxlength="4000" placeholder="What it should not show"
         onInput=${(event) => set({ negative_prompt: event.target.value })} />`}
     </>`}
-    ${modes.length > 0 && html`<${Source} source=${source} modes=${modes} how=${how} />`}
+    ${modes.length > 0 && html`<${Source} source=${source} modes=${modes} how=${how} most=${card.max_edit_images} />`}
     ${how && html`<${OfMode} how=${how} now=${now} put=${put} card=${card} />`}
     <${Field} label="Model">
       ${(id) => html`<select id=${id} value=${card.id} onChange=${(event) => set({ model: event.target.value, scheduler: undefined, size: undefined, adapters: {} })}>
@@ -84,7 +84,7 @@ function Submit() {
   </div>`;
 }
 
-function Source({ source, modes, how }) {
+function Source({ source, modes, how, most }) {
   return html`<fieldset class="source">
     <legend>Input picture</legend>
     ${source
@@ -96,9 +96,21 @@ function Source({ source, modes, how }) {
         </div>
         <${Choices} label="What to do with the input" value=${how.id} onChange=${(id) => (mode.value = id)}
           options=${modes.map(({ id, label }) => [id, label])} />
-        <p class="hint">${HINTS[how.id]}</p>`
+        <p class="hint">${HINTS[how.id]}</p>
+        ${how.id === "instruct" && most > 1 && html`<${Others} others=${source.others.slice(0, most - 1)} most=${most} />`}`
       : html`<${FileButton} icon="upload" label="Choose a picture. If its file records settings, they are restored" text="Choose a picture" class="wide" onFile=${open} />`}
   </fieldset>`;
+}
+
+/** The pictures besides the input that an instruction may refer to. */
+function Others({ others, most }) {
+  return html`
+    ${others.length > 0 && html`<ul class="attached">${others.map((blob, i) => html`<li key=${urlOf(blob)}>
+      <img src=${urlOf(blob)} alt=${`Picture ${i + 2}`} title=${`Picture ${i + 2}`} />
+      <${IconButton} icon="close" size=${13} label=${`Remove picture ${i + 2}`} onClick=${() => dropOther(blob)} />
+    </li>`)}</ul>`}
+    ${others.length + 1 < most && html`<${FileButton} icon="plus" label=${`Add pictures, up to ${most} with the input`} text="Add pictures" class="wide" onFiles=${(files) => addOthers(files, most)} />`}
+    <p class="hint">The instruction can use up to ${most} pictures together: the input is picture 1, the next one picture 2.</p>`;
 }
 
 function OfMode({ how, now, put, card }) {

@@ -40,5 +40,5 @@ export async function clearHistory() {
 }
 
 function sizeOf({ blob, before, heatMap, files = {} }) {
-  return [blob, before, heatMap, files.mask].reduce((sum, one) => sum + (one?.size ?? 0), 0);
+  return [blob, before, heatMap, files.mask, ...(files.others ?? [])].reduce((sum, one) => sum + (one?.size ?? 0), 0);
 }

@@ -2,18 +2,19 @@
 import { html, useId, useRef } from "../lib/dom.js";
 import { Icon } from "../lib/icons.js";
 
-/** A button that asks for a picture of the disk. Without `text` it shows its icon only. */
-export function FileButton({ icon, label, text, onFile, class: more = "" }) {
+/** A button that asks for a picture of the disk, or for several with `onFiles`. Without `text` it
+ * shows its icon only. */
+export function FileButton({ icon, label, text, onFile, onFiles, class: more = "" }) {
   const field = useRef(null);
   const chosen = (event) => {
-    const [file] = event.target.files;
+    const files = [...event.target.files];
     event.target.value = "";
-    if (file) onFile(file);
+    if (files.length) onFiles ? onFiles(files) : onFile(files[0]);
   };
   return html`<button type="button" class="${text ? "" : "icon-button"} ${more}" aria-label=${text ? undefined : label} title=${label} onClick=${() => field.current.click()}>
       <${Icon} name=${icon} />${text}
     </button>
-    <input ref=${field} type="file" accept="image/png,image/jpeg,image/webp" hidden aria-label=${label} onChange=${chosen} />`;
+    <input ref=${field} type="file" accept="image/png,image/jpeg,image/webp" multiple=${Boolean(onFiles)} hidden aria-label=${label} onChange=${chosen} />`;
 }
 
 /** One of a few choices, `[value, label]`, side by side. */

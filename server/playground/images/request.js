@@ -84,9 +84,9 @@ function rounded(value) {
 }
 
 /** Adds the pictures of a request to its fields: a body to send. */
-export async function bodyOf(fields, { image, mask } = {}) {
+export async function bodyOf(fields, { image, others = [], mask } = {}) {
   const body = { ...fields, seed: seedValue(fields.seed) };
-  if (image) body.images = [{ image_url: await dataUrl(image) }];
+  if (image) body.images = await Promise.all([image, ...others].map(async (one) => ({ image_url: await dataUrl(one) })));
   if (mask) Object.assign(body, { mask: { image_url: await dataUrl(mask) }, mask_mode: "luminance" });
   return body;
 }
@@ -117,21 +117,22 @@ export function settingsOf(body) {
 }
 
 /** The request as a line for a shell. */
-export function asCurl(path, fields, { image, mask } = {}) {
+export function asCurl(path, fields, { image, others = [], mask } = {}) {
   const url = new URL(path, BASE);
   const finish = ` \\\n  | jq -r '.data[0].b64_json' | base64 -d > out.png`;
   if (!image) return `curl -s ${url} -H 'Content-Type: application/json' \\\n  -d ${quoted(JSON.stringify(jsonable(fields), null, 1))}${finish}`;
   const parts = Object.entries(withMask(fields, mask)).map(([name, value]) => `-F ${quoted(`${name}=${typeof value === "object" ? JSON.stringify(value) : value}`)}`);
-  return [`curl -s ${url}`, "-F image=@in.png", ...(mask ? ["-F mask=@mask.png"] : []), ...parts].join(" \\\n  ") + finish;
+  const images = namesOf(others).map((name) => `-F 'image[]=@${name}'`);
+  return [`curl -s ${url}`, ...images, ...(mask ? ["-F mask=@mask.png"] : []), ...parts].join(" \\\n  ") + finish;
 }
 
 /** The request in Python, with OpenAI's client. */
-export function asPython(fields, { image, mask } = {}) {
+export function asPython(fields, { image, others = [], mask } = {}) {
   const { model, prompt, n, size, ...extra } = withMask(fields, mask);
   const own = Object.entries({ model, prompt, n, size }).filter(([, value]) => value !== undefined);
   const lines = [
     ...own.map(([name, value]) => `${name}=${JSON.stringify(value)}`),
-    ...(image ? ['image=Path("in.png")'] : []),
+    ...(image ? [`image=[${namesOf(others).map((name) => `Path("${name}")`).join(", ")}]`] : []),
     ...(mask ? ['mask=Path("mask.png")'] : []),
     `extra_body=${inPython(jsonable(extra))}`,
   ];
@@ -145,6 +146,11 @@ answer = client.images.${image ? "edit" : "generate"}(
 ${lines.map((line) => `    ${line},\n`).join("")})
 Path("out.png").write_bytes(base64.b64decode(answer.data[0].b64_json))
 `;
+}
+
+/** Names for the files of an input and of the pictures beside it. */
+function namesOf(others) {
+  return ["in.png", ...others.map((_, i) => `in-${i + 2}.png`)];
 }
 
 function withMask(fields, mask) {

@@ -14,7 +14,8 @@ import { ask, draw } from "./run.js";
 /** The settings, by the names of the API. Those that are undefined are the model's. */
 export const settings = new Signal(preference("images.settings", {}).value);
 settings.watch((value) => (preference("images.settings", {}).value = value)); // other tabs keep theirs until they are loaded
-/** The input: `{ blob, width, height, mask, wantsFocus }`, or null. */
+/** The input: `{ blob, others, width, height, mask, wantsFocus }`, or null. `others` are pictures that an
+ * instruction may also refer to. */
 export const input = new Signal(null);
 export const mode = preference("images.mode", null);
 /** Results on show: `{ pictures, index }`; index is null for all of them side by side. */
@@ -36,7 +37,7 @@ export function set(changes) {
 export async function useAsInput(blob, wanted) {
   try {
     const picture = await loadPicture(blob);
-    input.value = { blob, width: picture.width, height: picture.height, mask: new MaskLayer(picture.width, picture.height), wantsFocus: wanted === "mask" };
+    input.value = { blob, others: [], width: picture.width, height: picture.height, mask: new MaskLayer(picture.width, picture.height), wantsFocus: wanted === "mask" };
     set({ edit_size: undefined, outpaint: undefined });
     if (wanted) mode.value = wanted;
     pane.value = "input";
@@ -44,6 +45,21 @@ export async function useAsInput(blob, wanted) {
   } catch (error) {
     problem.value = error;
   }
+}
+
+/** Takes more pictures for an instruction, up to `most` with the input. */
+export async function addOthers(files, most) {
+  try {
+    await Promise.all([...files].map(loadPicture));
+    input.value = { ...input.value, others: [...input.value.others, ...files].slice(0, most - 1) };
+    problem.value = null;
+  } catch (error) {
+    problem.value = error;
+  }
+}
+
+export function dropOther(blob) {
+  input.value = { ...input.value, others: input.value.others.filter((one) => one !== blob) };
 }
 
 export function dropInput() {
@@ -78,12 +94,12 @@ export async function restore(body, files) {
   else if (!input.value) notes.value = [...notes.value, "The picture was made from another one, which its file does not hold. Choose that one as the input."];
 }
 
-async function restoreInput({ image, mask }) {
+async function restoreInput({ image, others = [], mask }) {
   const wanted = settings.value;
   await useAsInput(image);
   settings.value = wanted;
   if (mask) await input.value?.mask.load(mask);
-  input.value = input.value && { ...input.value };
+  input.value = input.value && { ...input.value, others };
   pane.value = "results";
 }
 
@@ -106,6 +122,7 @@ async function drawWith(card, chosen, before) {
   if (!settings.value.isSeedLocked || !settings.value.seed) set({ seed: randomSeed() });
   const { path, fields } = fieldsOf(settings.value, card, chosen);
   const files = chosen ? { image: input.value.blob } : {};
+  if (chosen?.id === "instruct") files.others = input.value.others.slice(0, card.max_edit_images - 1);
   if (chosen?.id === "mask") files.mask = await input.value.mask.toBlob();
   const count = (fields.n ?? 1) * (Array.isArray(fields.loras?.[0]?.scale) ? fields.loras[0].scale.length : 1);
   const body = { ...(await bodyOf(fields, files)), partial_images: 3 };

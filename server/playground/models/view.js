@@ -77,6 +77,7 @@ function Strip({ now, before }) {
   const facts = [
     ["Running", total("running")],
     ["Waiting", total("waiting")],
+    ["KV cache", percent(Math.max(0, ...now.samples.filter(({ name }) => name === "kv_cache_usage_ratio").map(({ value }) => value)))],
     ["Tokens/s", rate(growth(before, now, tokensWritten()))],
     ["Images/min", rate(60 * growth(before, now, imagesDrawn))],
   ];

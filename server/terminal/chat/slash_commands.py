@@ -15,6 +15,7 @@ from server.images.files import base64_text
 from server.images.header import IN_CHATS, read_header
 from server.settings.problem import did_you_mean
 from server.terminal.chat.conversation import Conversation
+from server.terminal.chat.drawing import DRAW_OPTIONS, DrawingProblem, drawing_fields
 from server.terminal.chat.saved_chat import SavedChatProblem, load_chat, save_chat
 from server.terminal.client import Card, ServerProblem, fetch_text_cards
 from server.terminal.pictures import FileProblem, PictureOrder, draw_picture
@@ -63,7 +64,7 @@ class SlashCommands:
                     "the commands. To send the line as a message, put a space before it."
                 )
             command.run(self, rest.strip())
-        except (Misuse, SavedChatProblem, FileProblem, ServerProblem) as problem:
+        except (Misuse, DrawingProblem, SavedChatProblem, FileProblem, ServerProblem) as problem:
             typer.echo(problem, err=True)
 
     def complete(self, line: str) -> Sequence[str]:
@@ -78,7 +79,7 @@ class SlashCommands:
                 return [*(card["id"] for card in self._adapters()), _NONE]
         except ServerProblem:
             return ()
-        return _SETTABLE if name == "/set" else ()
+        return {"/set": _SETTABLE, "/draw": DRAW_OPTIONS}.get(name, ())
 
     def help(self, _: str) -> None:
         width = max(len(command.form) for command in COMMANDS.values())
@@ -112,12 +113,10 @@ class SlashCommands:
             + (f", as picture {count}." if count > 1 else ". /image adds more.")
         )
 
-    def draw(self, prompt: str) -> None:
-        if not prompt:
-            raise Misuse("Say what to draw: /draw a red circle")
+    def draw(self, text: str) -> None:
         order = PictureOrder(
             path="/v1/images/generations",
-            fields={"prompt": prompt},
+            fields=drawing_fields(text),
             output=_new_file("picture", ".png"),
             doing="drawing",
         )
@@ -227,7 +226,11 @@ COMMANDS = {
     command.form.partition(" ")[0]: command
     for command in (
         _Command("/image FILE", "send a picture along with the next message", SlashCommands.attach),
-        _Command("/draw PROMPT", "draw a picture with an image model", SlashCommands.draw),
+        _Command(
+            "/draw [OPTIONS] PROMPT",
+            "draw a picture; options: --size 128x128 --seed 7 --lora NAME:0.8",
+            SlashCommands.draw,
+        ),
         _Command("/model [NAME]", "list the models, or switch to another", SlashCommands.model),
         _Command(
             "/adapter [NAME]",

@@ -12,6 +12,7 @@ from playwright.async_api import Locator, Page, expect
 
 from engine.contract.status import Phase
 from tests.helpers.server.browser import Visit
+from tests.helpers.server.fake_embeddings import embedding_info
 from tests.helpers.server.fake_failure import Failure
 from tests.helpers.server.fake_server import answer_of, until
 from tests.helpers.server.picture_server import noise, picture_server
@@ -277,6 +278,54 @@ async def test_another_token_is_picked_and_the_text_goes_on_from_it(
     assert server.last_prompt.endswith(begun)
 
 
+async def test_a_raw_completion_goes_on_with_the_text_as_it_is(
+    server: TextServer, start_visit: Any
+) -> None:
+    page = (await start_visit(server)).page
+    await page.get_by_label("Settings", exact=True).click()
+    await page.get_by_label("Raw completion").check()
+    await page.get_by_label("Show probabilities").check()
+    await page.get_by_label("Close the settings").click()
+    server.say(" time é, the fox")
+    await ask(page, "Once upon a")
+    await answered(page)
+    assert server.last_prompt == "<|s|>Once upon a"
+    text = page.locator(".token-text")
+    await expect(text).to_have_text(re.compile("^ time ∅?é∅?, the fox■$"), use_inner_text=True)
+    comma = page.locator(".token", has_text=",")
+    await comma.click()
+    server.say(" in a wood")
+    await page.get_by_role("dialog").locator("button:not(:disabled)").first.click()
+    await expect(text).to_have_text(re.compile("é.* in a wood■$"), use_inner_text=True)
+    assert server.last_prompt.startswith("<|s|>Once upon a time é")
+    server.say(" they lived")
+    await ask(page, " where")
+    await expect(page.locator(".token-text")).to_have_count(2)
+    assert server.last_prompt.endswith(" in a wood where")
+
+
+async def test_what_nothing_in_the_conversation_supports_is_named(
+    tokenizer_folder: Path, start_visit: Any
+) -> None:
+    embedder = embedding_info(path=str(tokenizer_folder), max_model_len=256)
+    server = TextServer(tokenizer_folder, text_info(tokenizer_folder), embedder)
+    server.say("The brown fox jumps. Badgers dig deep tunnels.")
+    page = (await start_visit(server)).page
+    await page.get_by_label("Settings", exact=True).click()
+    await page.get_by_label("System prompt").fill("The brown fox jumps.")
+    await page.get_by_text("Compare answers with the conversation").click()
+    await ask(page, "Say more.")
+    await page.get_by_text("1 of 2 sentences may not rest on the conversation").click()
+    await expect(page.locator(".grounds q")).to_have_text("Badgers dig deep tunnels.")
+    await expect(page.locator(".grounds span")).to_have_text("Nothing before it says this.")
+    await page.get_by_label("Close the settings").click()
+    server.say("The brown fox jumps.")
+    await page.get_by_label("Write another answer").click()
+    await expect(page.locator(".grounds summary")).to_have_text(
+        "The sentence is like one before it"
+    )
+
+
 async def test_settings_shape_the_request_and_presets_keep_them(
     server: TextServer, start_visit: Any
 ) -> None:
@@ -473,7 +522,7 @@ async def test_the_server_keeps_conversations_for_other_browsers(
     tokenizer_folder: Path, tmp_path: Path, start_visit: Any
 ) -> None:
     text = text_info(tokenizer_folder)
-    server = TextServer(tokenizer_folder, text, playground_history_dir=tmp_path / "history")
+    server = TextServer(tokenizer_folder, text, conversations_dir=tmp_path / "history")
     server.say("about badgers")
     page = (await start_visit(server)).page
     await ask(page, "First topic")

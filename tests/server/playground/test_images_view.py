@@ -22,6 +22,7 @@ from engine.contract.draw import (
     InpaintParams,
 )
 from engine.contract.pixels import Pixels
+from engine.contract.reference_images import ReferenceFacts
 from engine.errors import QueueFull
 from tests.helpers.server.fake_images import (
     DENOISING,
@@ -32,6 +33,7 @@ from tests.helpers.server.fake_images import (
 )
 from tests.helpers.server.fake_server import until
 from tests.helpers.server.image_server import ImageServer, saved
+from tests.helpers.server.picture_server import noise
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -394,6 +396,37 @@ async def test_follows_an_instruction_and_redraws(server: ImageServer, page: Pag
     await expect(history(page)).to_have_count(4)
     assert server.last.images == [first]
     assert drawn != server.last.prompt == "make it blue"
+
+
+async def test_an_instruction_refers_to_several_pictures(start_visit: Any, tmp_path: Path) -> None:
+    references = ReferenceFacts(max_images=3, size_multiple=8, max_pixels=SIDE * SIDE)
+    server = ImageServer(image_info("painter", references=references))
+    page = (await start_visit(server, "images")).page
+    pictures = [noise(SIDE, SIDE) for _ in range(4)]
+    for i, one in enumerate(pictures):
+        one.save(tmp_path / f"{i}.png")
+    files = [tmp_path / f"{i}.png" for i in range(4)]
+    await page.locator(".source input[type=file]").set_input_files(files[0])
+    await page.get_by_role("radio", name="Instruct").check()
+    more = page.locator(".source input[type=file][multiple]")
+    await more.set_input_files([files[1], files[2], files[3]])
+    await expect(page.locator(".source .attached li")).to_have_count(2)
+    await expect(button(page, "Add pictures")).to_have_count(0)
+    await button(page, "Remove picture 2").click()
+    await more.set_input_files([files[3]])
+    await page.get_by_label("Instruction").fill("put picture 2 beside picture 1")
+    await page.get_by_label("Instruction").press("Enter")
+    await expect(history(page)).to_have_count(1)
+    sent = [image.data for image in server.last.images]
+    assert sent == [pictures[i].tobytes() for i in (0, 2, 3)]
+    # A kept picture brings all of them along.
+    await button(page, "Draw without an input").click()
+    await button(page, "More").click()
+    await page.get_by_role("menuitem", name="Restore its settings").click()
+    await expect(page.get_by_alt_text("Picture 3")).to_be_visible()
+    await button(page, "Draw").click()
+    await expect(history(page)).to_have_count(2)
+    assert [image.data for image in server.last.images] == sent
 
 
 async def test_enlarges_and_cuts_out(server: ImageServer, page: Page) -> None:

@@ -1,5 +1,5 @@
-"""An answer of 100,000 tokens, all at once: what the browser does for it stays in bounds that say
-nothing of how fast the machine is."""
+"""An answer of 100,000 tokens, all at once: no task of the page holds up the reader, and what the
+browser does stays in bounds."""
 
 import asyncio
 import json
@@ -14,8 +14,12 @@ pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.slow]
 
 NUM_CHARACTERS = 400_000
 EVENT_CHARACTERS = 80
-MOST_IN_A_TASK = 12_000
-"""Elements that one task may style and boxes that it may lay out; it takes about 4,000."""
+MOST_IN_A_TASK = 6_000
+"""Elements that one task may style and boxes that it may lay out; it takes about 3,000."""
+LONG_MS = 50
+MOST_LONG = 5
+"""Tasks of the page that may take more than `LONG_MS` of processor time, of about 12,000: where
+others share the core, the same work sometimes takes three times as long."""
 MOST_PER_NODE = 3
 MOST_HEAP_BYTES = 24_000_000
 WORDS = ("the", "quick", "brown", "`fox`", "**jumps**", "over", "$x^2$", "lazy", "dog.")
@@ -52,6 +56,7 @@ async def test_100_000_tokens_cost_no_more_each_than_a_few(
     await cdp.send("HeapProfiler.collectGarbage")
     heap = (await cdp.send("Runtime.getHeapUsage"))["usedSize"]
     assert max(work) < MOST_IN_A_TASK
+    assert sum(time_ms > LONG_MS for time_ms in times_of_tasks(events)) <= MOST_LONG
     assert sum(work) < MOST_PER_NODE * nodes
     assert heap < MOST_HEAP_BYTES
 
@@ -75,6 +80,24 @@ def work_of_tasks(events: list[dict[str, Any]]) -> list[int]:
                 work[-1] += event["args"].get("elementCount", 0)
     assert sum(work) > 0
     return work
+
+
+def times_of_tasks(events: list[dict[str, Any]]) -> list[float]:
+    """The processor time of each task of the page's main thread, in milliseconds."""
+    names = {
+        (event["pid"], event["tid"]): event["args"]["name"]
+        for event in events
+        if event["name"] == "thread_name"
+    }
+    times = [
+        event["tdur"] / 1000
+        for event in events
+        if event["name"].endswith("RunTask")
+        and "tdur" in event
+        and names[event["pid"], event["tid"]] == "CrRendererMain"
+    ]
+    assert len(times) > 1000
+    return times
 
 
 def long_answer() -> str:

@@ -71,14 +71,15 @@ async def test_an_image_model_gets_a_line_of_its_own(listener):
     assert shlex.split(line)[-4:-2] == ["draw", "a large red circle left of a small blue star"]
 
 
-async def test_a_terminal_is_told_the_lines_and_the_page(listener):
+@pytest.mark.parametrize(("playground", "page"), [(True, ""), (False, "/docs")])
+async def test_a_terminal_is_told_the_lines_and_the_page(listener, playground, page):
     told = []
-    announcer = Announcer(Settings(), FakeEngine(), listener, told.append, Screen())
-    await announcer.run()
+    settings = Settings(playground=playground)
+    await Announcer(settings, FakeEngine(), listener, told.append, Screen()).run()
     [text] = told
     assert text.startswith("\nReady. Try:\n")
     assert text.count(" chat ") == 1
-    assert "http://127.0.0.1:8000/docs" in text
+    assert text.endswith(f"\nOr open http://127.0.0.1:8000{page}\n")
 
 
 async def test_a_terminal_is_told_to_set_the_key_that_its_lines_send(listener):

@@ -41,6 +41,8 @@ async def respond(server: TextServer, **body: Any) -> Any:
         ({"temperature": "hot"}, "temperature"),
         ({"temperature": -1}, "temperature"),
         ({"conversation": "conv_1"}, "conversation"),
+        ({"conversation": {"name": "conv_1"}}, "conversation"),
+        ({"conversation": "conv_1", "previous_response_id": "resp_1"}, "conversation"),
         ({"prompt": {"id": "pmpt_1"}}, "prompt"),
         ({"truncation": "auto"}, "truncation"),
         ({"tools": [{"type": "function"}]}, "tools[0]"),

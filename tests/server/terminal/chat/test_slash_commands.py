@@ -119,7 +119,34 @@ def test_drawn_pictures_get_names_of_their_own(chat, tmp_path):
     assert chat.bodies[-1]["prompt"] == "a red circle"
     assert "picture-2.png" in chat.run("/draw another")
     assert (tmp_path / "picture-2.png").read_bytes() == base64.b64decode(PICTURE)
-    assert "/draw a red circle" in chat.run("/draw")
+
+
+def test_drawings_take_the_options_of_the_command_draw(chat):
+    seed = random.randrange(1000)
+    chat.run(
+        f'/draw --size 64x32 --seed={seed} --lora a:b:-0.5 --lora c --negative-prompt "no -- red" '
+        "--steps 3 a -- b: --c"
+    )
+    assert chat.bodies[-1] == {
+        "prompt": "a -- b: --c",
+        "size": "64x32",
+        "seed": seed,
+        "num_inference_steps": 3,
+        "loras": [{"name": "a:b", "scale": -0.5}, {"name": "c"}],
+        "negative_prompt": "no -- red",
+        "output_format": "png",
+    }
+    bodies = len(chat.bodies)
+    for line, words in {
+        "": "/draw --size 128x128",
+        "--seed 7": "what to draw",
+        "--sed 7 x": "did you mean --seed",
+        "--seed seven x": "such as 7",
+        "--size --seed 7 x": "such as 128x128",
+        "--lora": "NAME:0.8",
+    }.items():
+        assert words in chat.run(f"/draw {line}"), line
+    assert len(chat.bodies) == bodies
 
 
 def test_models_and_adapters(chat):
