@@ -24,6 +24,10 @@ class GenerateRequest(Request["TokenEvent"]):
     """The stretches of the prompt that are states, in order; they do not overlap."""
 
     @property
+    def num_input_tokens(self) -> int:
+        return len(self.prompt_token_ids)
+
+    @property
     def num_completions(self) -> int:
         return self.sampling.n
 

@@ -14,6 +14,9 @@ from engine.contract.operations import GENERATE
 from engine.contract.request import FinishReason
 from engine.worker.client import EngineClient
 from server.http.model_metrics import ADAPTER, Clock, MetricRow, OperationMetrics, Series, fields
+from server.http.request_trace import current_trace
+from server.http.usage import Used
+from server.text.phases import TextTimes
 from server.text.uncertainty import TokenUncertainty
 
 _TTFT_BUCKETS_S = (
@@ -150,12 +153,18 @@ class RequestMeter:
     at the end.
     """
 
-    def __init__(self, series: Series, clock: Clock, adapter: Series | None = None) -> None:
+    def __init__(
+        self, series: Series, clock: Clock, name: str, adapter: Series | None = None
+    ) -> None:
         self._series = series
+        self._name = name
         self._adapter = adapter
         self._clock = clock
         self._started_s = clock()
         self._last_s: dict[int, float] = {}
+        self._trace = current_trace()
+        self._times = TextTimes()
+        self._used = Used()
         self._closed = False
 
     def on_event(self, event: TokenEvent) -> None:
@@ -163,6 +172,10 @@ class RequestMeter:
         the queue."""
         if event.queue_time_s is not None:
             self._series.of("request_queue_time_seconds").observe(event.queue_time_s)
+            self._used.cached_tokens = event.num_cached_tokens
+            self._trace.note_queue(event.queue_time_s)
+        if event.phases or event.queue_time_s is not None:
+            self._times.note(event)
         if not event.token_ids:
             return
         now = self._clock()
@@ -171,12 +184,14 @@ class RequestMeter:
             self._series.of("inter_token_latency_seconds").observe(now - last_s)
         elif not self._last_s:
             self._series.of("time_to_first_token_seconds").observe(now - self._started_s)
+            self._times.note_first_token()
         self._last_s[event.index] = now
 
     def complete(self, reason: FinishReason) -> None:
         """Count a completion that ended: by the engine, by a stop string, or because the client
         left."""
         self._series.of("request_success", reason).inc()
+        self._used.num_results += reason not in (FinishReason.ABORT, FinishReason.ERROR)
 
     def on_scores(self, text: TokenUncertainty) -> None:
         """Record the scores of a completion that has ended, if it has log-probabilities."""
@@ -197,6 +212,17 @@ class RequestMeter:
             self._adapter.of("lora_requests").inc()
             self._adapter.of("lora_prompt_tokens").inc(num_prompt_tokens)
             self._adapter.of("lora_generation_tokens").inc(num_generation_tokens)
+        self._used.input_tokens = num_prompt_tokens
+        self._used.output_tokens = num_generation_tokens
+        self._trace_end()
+
+    def _trace_end(self) -> None:
+        """Tell the request's trace what was used, and where the time went."""
+        model, trace = self._name, self._trace
+        trace.add(self._times.whole(f"{GENERATE.name} {model}", self._used.output_tokens))
+        if trace.first_token_s is None:
+            trace.first_token_s = self._times.first_token_s
+        trace.use(model, GENERATE.name, self._used)
 
 
 class TextMetrics(OperationMetrics):
@@ -213,4 +239,5 @@ class TextMetrics(OperationMetrics):
     def meter(self, model: str, adapter: str | None = None) -> RequestMeter:
         """Start measuring a request. `model` is a served model's id, never text from a client."""
         measured = None if adapter is None else self._of_adapter(model, adapter)
-        return RequestMeter(self._of(model), self._clock, measured)
+        name = adapter if measured is not None and adapter is not None else model
+        return RequestMeter(self._of(model), self._clock, name, measured)
