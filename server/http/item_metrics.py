@@ -100,7 +100,8 @@ class ItemMeter:
         """End the measurement. Only the first call counts."""
         if not self._closed:
             self._closed = True
-            self._series.of("request_latency_seconds").observe(self._clock() - self._started_s)
+            total_s, exemplar = self._clock() - self._started_s, self._trace.exemplar
+            self._series.of("request_latency_seconds").observe(total_s, exemplar)
             self._trace_end()
 
     def _note_queue(self, event: Event, seconds: float) -> None:

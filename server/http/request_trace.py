@@ -11,6 +11,7 @@ from contextvars import ContextVar, Token
 from typing import Any
 
 from engine.contract.phase import Phase
+from engine.contract.sampling_params import SamplingParams
 from server.http.usage import UsageTable, Used, User
 
 MAX_PHASES = 64
@@ -26,8 +27,14 @@ class RequestTrace:
         key: the name of its API key.
         phases: what is over, in the order of their ends.
         used: everything that it used.
-        queue_s, first_token_s: the longest wait in an engine's queue, and the time from a prompt's
-            arrival to its first token; None if there was none.
+        queue_s, first_token_s, decode_s: the longest wait in an engine's queue, the time from the
+            first prompt's arrival to its first token, and from there to its end; None if there was
+            none.
+        id: the id of the answer.
+        sampling: the sampling parameters of a text.
+        finish_reasons: why its first texts ended.
+        first_user: the first model that took part, if one has ended its part.
+        span, trace_id: OpenTelemetry's root span, and the id of its trace if it is sampled.
     """
 
     def __init__(self, usage: UsageTable | None = None) -> None:
@@ -37,6 +44,13 @@ class RequestTrace:
         self.used = Used()
         self.queue_s: float | None = None
         self.first_token_s: float | None = None
+        self.decode_s: float | None = None
+        self.id: str | None = None
+        self.sampling: SamplingParams | None = None
+        self.finish_reasons: list[str] = []
+        self.first_user: User | None = None
+        self.span: Any = None
+        self.trace_id: str | None = None
         self._usage = usage
         self._users: set[User] = set()
 
@@ -54,6 +68,16 @@ class RequestTrace:
         finally:
             self.add(Phase(name, start_s, time.time() - start_s))
 
+    def note_finish(self, reason: str) -> None:
+        """Note why a text ended."""
+        if len(self.finish_reasons) < MAX_PHASES:
+            self.finish_reasons.append(reason)
+
+    @property
+    def exemplar(self) -> dict[str, str] | None:
+        """What a histogram says of the request."""
+        return None if self.trace_id is None else {"trace_id": self.trace_id}
+
     def note_queue(self, seconds: float) -> None:
         """Note a wait in an engine's queue."""
         self.queue_s = max(seconds, self.queue_s or 0.0)
@@ -64,6 +88,7 @@ class RequestTrace:
         user = User(self.key, model, operation)
         used.num_requests = int(user not in self._users)
         self._users.add(user)
+        self.first_user = self.first_user or user
         self.used.add(used)
         if self._usage is not None:
             self._usage.add(user, used)
@@ -79,6 +104,7 @@ class RequestTrace:
         times = {"queue_s": self.queue_s, "first_token_s": self.first_token_s}
         return {
             **({} if self.key is None else {"key": self.key}),
+            **(self.exemplar or {}),
             **{name: number for name, number in counts.items() if number},
             **{name: round(time_s, 4) for name, time_s in times.items() if time_s is not None},
         }

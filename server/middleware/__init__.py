@@ -48,7 +48,14 @@ def install(app: FastAPI, settings: Settings, metrics: ServerMetrics, usage: Usa
             allow_headers=["*"],
             expose_headers=_EXPOSED_HEADERS,
         )
-    app.add_middleware(AccessLogMiddleware, metrics=metrics, usage=usage, settings=settings)
+    spans = None
+    if settings.otlp_endpoint is not None:
+        from server.middleware.spans import create_spans
+
+        spans = create_spans(settings.otlp_endpoint)
+    app.add_middleware(
+        AccessLogMiddleware, metrics=metrics, usage=usage, settings=settings, spans=spans
+    )
     app.add_middleware(RequestIdMiddleware)
     if settings.root_path:
         app.add_middleware(RootPathMiddleware, root_path=settings.root_path)

@@ -6,6 +6,7 @@ what happened in the engine (`server.http.request_trace`).
 
 import logging
 import time
+from typing import TYPE_CHECKING
 
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -16,6 +17,9 @@ from server.http.usage import UsageTable
 from server.metrics import ServerMetrics
 from server.settings import Settings
 
+if TYPE_CHECKING:
+    from server.middleware.spans import Spans
+
 CLIENT_LEFT = 499
 """The status that proxies log when the client closed the connection before an answer."""
 
@@ -25,12 +29,24 @@ log = structlog.get_logger(__name__)
 
 
 class AccessLogMiddleware:
+    """Follows each request to its end.
+
+    Args:
+        spans: makes OpenTelemetry's traces, if they are asked for.
+    """
+
     def __init__(
-        self, app: ASGIApp, metrics: ServerMetrics, usage: UsageTable, settings: Settings
+        self,
+        app: ASGIApp,
+        metrics: ServerMetrics,
+        usage: UsageTable,
+        settings: Settings,
+        spans: "Spans | None" = None,
     ) -> None:
         self.app = app
         self._metrics = metrics
         self._usage = usage
+        self._spans = spans
         self._slow_s = settings.slow_request_seconds or float("inf")
         self._level = logging.INFO if settings.access_log else logging.DEBUG
 
@@ -48,6 +64,8 @@ class AccessLogMiddleware:
             await send(message)
 
         trace = RequestTrace(self._usage)
+        if self._spans is not None:
+            self._spans.begin(trace, scope)
         token = begin_trace(trace)
         try:
             await self.app(scope, receive, send_and_look)
@@ -69,5 +87,7 @@ class AccessLogMiddleware:
             **log_fields(scope),
         }
         log.log(self._level, "request", **fields)
+        if self._spans is not None:
+            self._spans.end(trace, fields)
         if duration_s >= self._slow_s:
             log.warning("slow request", **fields, phases=as_text(trace.phases, trace.start_s))

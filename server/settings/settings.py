@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import fields, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -161,6 +162,21 @@ def _check_public_url(url: str | None) -> str | None:
             "must be http:// or https:// and a host name, optionally with a port and a path"
         )
     return None if url is None else url.rstrip("/")
+
+
+def _check_otlp_endpoint(url: str | None) -> str | None:
+    if url is None:
+        return None
+    if not _is_installed("opentelemetry.exporter.otlp.proto.http"):
+        raise ValueError("needs more packages: pip install 'tandem-server[otel]'")
+    return _check_public_url(url)
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ModuleNotFoundError:  # of a package that it lies in
+        return False
 
 
 def _check_is_file(path: Path) -> Path:
@@ -468,6 +484,11 @@ class Settings(BaseSettings):
         le=86_400,
         description="Warn of each request that takes at least so many seconds, and show what took "
         "how long.",
+    )
+    otlp_endpoint: Annotated[str | None, AfterValidator(_check_otlp_endpoint)] = Field(
+        None,
+        description="Address of an OpenTelemetry collector, such as http://127.0.0.1:4318, that "
+        "gets a trace of each request and metrics, as OTLP over HTTP; needs the extra otel.",
     )
     playground: bool = Field(
         True,

@@ -183,7 +183,8 @@ class RequestMeter:
         if last_s is not None:
             self._series.of("inter_token_latency_seconds").observe(now - last_s)
         elif not self._last_s:
-            self._series.of("time_to_first_token_seconds").observe(now - self._started_s)
+            first_s, exemplar = now - self._started_s, self._trace.exemplar
+            self._series.of("time_to_first_token_seconds").observe(first_s, exemplar)
             self._times.note_first_token()
         self._last_s[event.index] = now
 
@@ -191,6 +192,7 @@ class RequestMeter:
         """Count a completion that ended: by the engine, by a stop string, or because the client
         left."""
         self._series.of("request_success", reason).inc()
+        self._trace.note_finish(reason.value)
         self._used.num_results += reason not in (FinishReason.ABORT, FinishReason.ERROR)
 
     def on_scores(self, text: TokenUncertainty) -> None:
@@ -207,7 +209,8 @@ class RequestMeter:
         self._closed = True
         self._series.of("prompt_tokens").inc(num_prompt_tokens)
         self._series.of("generation_tokens").inc(num_generation_tokens)
-        self._series.of("e2e_request_latency_seconds").observe(self._clock() - self._started_s)
+        total_s, exemplar = self._clock() - self._started_s, self._trace.exemplar
+        self._series.of("e2e_request_latency_seconds").observe(total_s, exemplar)
         if self._adapter is not None:
             self._adapter.of("lora_requests").inc()
             self._adapter.of("lora_prompt_tokens").inc(num_prompt_tokens)
@@ -222,6 +225,7 @@ class RequestMeter:
         trace.add(self._times.whole(f"{GENERATE.name} {model}", self._used.output_tokens))
         if trace.first_token_s is None:
             trace.first_token_s = self._times.first_token_s
+            trace.decode_s = self._times.decode_s
         trace.use(model, GENERATE.name, self._used)
 
 

@@ -30,6 +30,13 @@ class TextTimes:
     def note_first_token(self) -> None:
         self.first_token_s = time.time() - self._arrival_s
 
+    @property
+    def decode_s(self) -> float | None:
+        """The time since the first token; None if there is none."""
+        if self.first_token_s is None:
+            return None
+        return time.time() - self._arrival_s - self.first_token_s
+
     def whole(self, name: str, num_tokens: int) -> Phase:
         """All of it, now that it is over.
 
