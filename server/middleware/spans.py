@@ -1,8 +1,9 @@
-"""Requests as OpenTelemetry traces and metrics, sent to a collector. Imported only if that is asked for.
+"""Requests as OpenTelemetry traces and metrics, sent to a collector. Imported only if the operator
+asks for it.
 
 The names are those of OpenTelemetry's conventions for generative AI, version 0.1.0
-(github.com/open-telemetry/semantic-conventions-genai). A request's spans are made when it has ended,
-from its `RequestTrace`; only its root begins with it, so that its parent and id are known.
+(github.com/open-telemetry/semantic-conventions-genai). The spans of a request are made from its
+`RequestTrace` when it has ended. Only its root begins with it, so that its parent and id are known.
 """
 
 from collections.abc import Mapping

@@ -47,6 +47,8 @@ _STEP_BUCKETS_S = (
 _PREDICTION_BUCKETS = (0.25, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.5, 2.0, 3.0, 5.0, 10.0)
 _STEP_TOKENS_BUCKETS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 
+_TOKENS_BUCKETS = tuple(1 << power for power in range(18))
+
 # A model that suits its text well has means around 1.
 _NATS_BUCKETS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
 
@@ -112,6 +114,22 @@ _ROWS = (
     ),
     MetricRow(
         "request_queue_time_seconds", "Time from arrival to the first scheduling.", _QUEUE_BUCKETS_S
+    ),
+    MetricRow(
+        "request_prefill_time_seconds",
+        "Time from the first scheduling to the first token.",
+        _TTFT_BUCKETS_S,
+    ),
+    MetricRow(
+        "request_decode_time_seconds",
+        "Time from the first token to the end of a request.",
+        _REQUEST_BUCKETS_S,
+    ),
+    MetricRow("request_prompt_tokens", "Tokens of a prompt.", _TOKENS_BUCKETS),
+    MetricRow(
+        "request_generation_tokens",
+        "Tokens generated for a prompt, of all its completions.",
+        _TOKENS_BUCKETS,
     ),
     MetricRow(
         "mean_token_surprise_nats",
@@ -221,11 +239,16 @@ class RequestMeter:
 
     def _trace_end(self) -> None:
         """Tell the request's trace what was used, and where the time went."""
-        model, trace = self._name, self._trace
-        trace.add(self._times.whole(f"{GENERATE.name} {model}", self._used.output_tokens))
+        model, trace, times = self._name, self._trace, self._times
+        self._series.of("request_prompt_tokens").observe(self._used.input_tokens)
+        self._series.of("request_generation_tokens").observe(self._used.output_tokens)
+        if times.prefill_s is not None and times.decode_s is not None:
+            self._series.of("request_prefill_time_seconds").observe(times.prefill_s)
+            self._series.of("request_decode_time_seconds").observe(times.decode_s)
+        trace.add(times.whole(f"{GENERATE.name} {model}", self._used.output_tokens))
         if trace.first_token_s is None:
-            trace.first_token_s = self._times.first_token_s
-            trace.decode_s = self._times.decode_s
+            trace.first_token_s = times.first_token_s
+            trace.decode_s = times.decode_s
         trace.use(model, GENERATE.name, self._used)
 
 

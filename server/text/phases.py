@@ -31,6 +31,13 @@ class TextTimes:
         self.first_token_s = time.time() - self._arrival_s
 
     @property
+    def prefill_s(self) -> float | None:
+        """The time from the queue to the first token; None if there is none."""
+        if self.first_token_s is None or self.queue_s is None:
+            return None
+        return max(0.0, self.first_token_s - self.queue_s)
+
+    @property
     def decode_s(self) -> float | None:
         """The time since the first token; None if there is none."""
         if self.first_token_s is None:
@@ -44,8 +51,9 @@ class TextTimes:
             num_tokens: the number of tokens that were generated.
         """
         total_s = time.time() - self._arrival_s
-        queue_s = total_s if self.queue_s is None else self.queue_s
         first_s = total_s if self.first_token_s is None else self.first_token_s
+        # The engine's clock may be ahead of ours, and it counts from a little earlier.
+        queue_s = total_s if self.queue_s is None else min(self.queue_s, first_s)
         phases = [self._part("queue", 0.0, queue_s, *_WAITS)]
         if self.queue_s is not None:
             phases.append(self._part("prefill", queue_s, first_s, "prefill"))

@@ -148,7 +148,8 @@ def test_the_first_events_tell_of_waits_and_of_each_chunk_of_the_prompt() -> Non
     while engine.has_work():
         events += engine.step()[0]
     waited, *chunks = events[0].phases
-    assert (waited.name, round(waited.duration_s, 1)) == ("adapter", 0.2)
+    assert waited.name == "adapter"
+    assert waited.duration_s >= 0.25
     assert {chunk.name for chunk in chunks} == {"prefill"}
     assert len(chunks) >= num_tokens // 16
     assert sum(chunk.num_tokens for chunk in chunks) == num_tokens
