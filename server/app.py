@@ -24,6 +24,7 @@ from server.http.admission import Admission, Places
 from server.http.lifecycle import Lifecycle
 from server.http.live_requests import LiveRequests
 from server.http.owner_files import OwnerFiles
+from server.http.usage import UsageTable
 from server.images.jobs import ImageJobs
 from server.images.links import PictureLinks
 from server.images.picture_processes import PictureProcesses
@@ -46,6 +47,7 @@ from server.routes import (
     models,
     playground,
     sleeping,
+    usage,
 )
 from server.served import SERVED
 from server.settings import Settings
@@ -62,6 +64,7 @@ _ROUTERS = (
     sleeping.pins,
     adapter_loading.router,
     live_requests.router,
+    usage.router,
     health.router,
     metrics.router,
     docs.router,
@@ -93,7 +96,7 @@ def create_app(settings: Settings, engine: EngineClient) -> FastAPI:
     shapes = dict(dialect.failures for dialect in DIALECTS if dialect.failures is not None)
     errors.install(app, {**_RESPONSES_FAILURES, **shapes})
     openapi.install(app, engine, {k: v for one in DIALECTS for k, v in one.bodies.items()})
-    middleware.install(app, settings, state.metrics)
+    middleware.install(app, settings, state.metrics, state.usage)
     return app
 
 
@@ -129,6 +132,7 @@ def _create_state(settings: Settings, engine: EngineClient) -> AppState:
         encoding_pool=encoding_pool,
         texts=TextRegistry(encoding_pool),
         metrics=ServerMetrics(engine),
+        usage=UsageTable(),
         lifecycle=lifecycle,
         admission=Admission(lifecycle, places),
         live_requests=LiveRequests(),

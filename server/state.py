@@ -20,6 +20,7 @@ from server.http.lifecycle import Lifecycle
 from server.http.live_requests import LiveRequests
 from server.http.shape import Shape
 from server.http.sse import until_disconnect
+from server.http.usage import UsageTable
 from server.images.jobs import ImageJobs
 from server.images.pictures import Pictures
 from server.images.store import ImageStore
@@ -45,6 +46,7 @@ class AppState:
     encoding_pool: EncodingPool
     texts: TextRegistry
     metrics: ServerMetrics
+    usage: UsageTable
     lifecycle: Lifecycle
     admission: Admission
     live_requests: LiveRequests

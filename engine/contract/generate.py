@@ -33,6 +33,10 @@ class GenerateRequest(Request["TokenEvent"]):
     pins: tuple[Pin, ...] = ()
 
     @property
+    def num_input_tokens(self) -> int:
+        return len(self.prompt_token_ids)
+
+    @property
     def num_completions(self) -> int:
         return self.sampling.n
 

@@ -4,10 +4,12 @@ Plain frozen dataclasses without torch and wire libraries, so that the scheduler
 and the worker process share them. `engine.worker.messages` wraps them for the process border.
 """
 
+import time
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Generic, Self, TypeVar
 
+from engine.contract.phase import Phase
 from engine.errors import Failure, UnsupportedFeature
 
 
@@ -34,6 +36,8 @@ class Event:
     """The error, if the finish reason is `error`."""
     queue_time_s: float | None = None
     """The time from arrival to the first step; in the first event only."""
+    phases: tuple[Phase, ...] = ()
+    """What the request has been through in the engine since its last event that says so."""
 
 
 EventT = TypeVar("EventT", bound=Event)
@@ -51,6 +55,18 @@ class Request(Generic[EventT]):
     """The value of `time.time()` when the server accepted the request."""
     adapter: str | None = None
     """The name of the LoRA adapter to use."""
+    phases: tuple[Phase, ...] = ()
+    """What it has waited for in the engine."""
+
+    def after(self, name: str, start_s: float) -> Self:
+        """The request after a wait that has just ended."""
+        waited = Phase(name, start_s, max(0.0, time.time() - start_s))
+        return replace(self, phases=(*self.phases, waited))
+
+    @property
+    def num_input_tokens(self) -> int:
+        """The number of tokens that a model reads for it."""
+        return 0
 
     @property
     def variant(self) -> str:

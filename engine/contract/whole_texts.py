@@ -15,6 +15,10 @@ class WholeTextsRequest(Request[EventT]):
     """The token ids of each text: at least one, at most `WholeTextsInfo.max_model_len`."""
 
     @property
+    def num_input_tokens(self) -> int:
+        return sum(map(len, self.inputs))
+
+    @property
     def num_completions(self) -> int:
         return len(self.inputs)
 

@@ -241,7 +241,10 @@ class DiffusionEngine:
     def _start(self, request: ImageRequest) -> list[ImageEvent]:
         drawings = self._source.create(request)
         queue_time_s = max(0.0, time.time() - request.arrival_time_s)
-        events = [self._event(drawing, queue_time_s=queue_time_s) for drawing in drawings]
+        phases = request.phases
+        events = [
+            self._event(drawing, queue_time_s=queue_time_s, phases=phases) for drawing in drawings
+        ]
         for drawing in drawings:
             self._totals.encode_time_s += drawing.encode_time_s
             self._drawings[drawing.drawing_id] = drawing

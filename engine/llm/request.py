@@ -21,6 +21,7 @@ from enum import Enum, auto
 from typing import Any
 
 from engine.contract.generate import GenerateRequest, Pin, TokenEvent, TokenLogprob
+from engine.contract.phase import Phase
 from engine.contract.prompt_states import StatePart
 from engine.contract.request import FinishReason
 from engine.contract.sampling_params import SamplingParams
@@ -38,6 +39,9 @@ from engine.llm.decision import (
     StateRows,
 )
 from engine.llm.repetition import RepetitionDetector
+
+MAX_PHASES = 64
+"""The most phases in an event; further chunks of a prompt lengthen the last one."""
 
 
 class Status(Enum):
@@ -151,9 +155,12 @@ class ActiveRequest:
     """What the executor has prepared for its sequences, kept while they may be announced."""
     pins: list[Pin] = field(default_factory=list)
     """What is still to be pinned, the shortest first."""
+    phases: list[Phase] = field(default_factory=list)
+    """What it has been through and no event has said yet."""
 
     def __post_init__(self) -> None:
         self.pins = sorted(self.request.pins, key=lambda pin: pin.num_tokens)
+        self.phases.extend(self.request.phases)
         self.draws_by_history = self.request.sampling.reads_text
 
     @property
@@ -180,6 +187,24 @@ class ActiveRequest:
         if scheduled.prompt_logprobs or scheduled.num_draws > 1:
             return True
         return scheduled.num_draws > 0 and self.draws_by_history
+
+    def note_chunk(self, scheduled: ScheduledSequence, start_s: float, duration_s: float) -> None:
+        """Note a step that has computed a chunk of the prompt, or of a text that was preempted."""
+        name = "recompute" if scheduled.num_output_tokens else "prefill"
+        num_tokens = len(scheduled.token_ids)
+        if len(self.phases) == MAX_PHASES:
+            last = self.phases.pop()
+            num_tokens += last.num_tokens
+            start_s, duration_s = last.start_s, start_s + duration_s - last.start_s
+        self.phases.append(Phase(name, start_s, duration_s, num_tokens))
+
+    def take_phases(self) -> tuple[Phase, ...]:
+        """Return what no event has said yet, once."""
+        if not self.phases:
+            return ()
+        taken = tuple(self.phases)
+        self.phases.clear()
+        return taken
 
     def donor(self) -> "Sequence | None":
         """Find a running sequence whose table holds the whole prompt, for others to fork."""
@@ -490,6 +515,7 @@ class Sequence:
             index=self.index,
             num_cached_tokens=self.num_cached_tokens,
             queue_time_s=queue_time_s,
+            phases=self.owner.take_phases(),
             repetition=None if self.detector is None else self.detector.longest,
             **contents,
         )

@@ -180,6 +180,8 @@ class Scheduler:
         self._num_steps = 0
         self._num_in_flight = 0
         self._num_step_tokens = 0
+        self._step_s = 0.0
+        """How long the newest step took."""
 
     def check(self, request: GenerateRequest) -> None:
         """Refuse a request that can never run.
@@ -306,6 +308,7 @@ class Scheduler:
     def note_time(self, decision: ScheduleDecision, seconds: float) -> None:
         """Note how long a decided step took, from its launch or the end of the previous one."""
         has_rows = bool(decision.scheduled)
+        self._step_s = seconds
         self._states.note_time(decision.num_slices, seconds, has_rows=has_rows)
         if has_rows and not decision.num_slices:
             self._budget.observe(StepWork.of(decision), seconds)
@@ -574,6 +577,9 @@ class Scheduler:
         events: list[TokenEvent],
     ) -> None:
         sequence.land(scheduled)
+        if scheduled.num_output_tokens == 0 or not scheduled.is_decode:
+            start_s = self._clock() - self._step_s
+            sequence.owner.note_chunk(scheduled, start_s, self._step_s)
         failure: EngineError | None = None
         if result.error is not None:
             failure = (

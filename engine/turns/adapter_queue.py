@@ -1,5 +1,6 @@
 """Requests that wait for their adapters while others are stepped. Imports no torch."""
 
+import time
 from collections.abc import Callable, Collection
 from typing import Any, Generic, TypeVar
 
@@ -21,7 +22,8 @@ class AdapterQueue(Generic[RequestT]):
 
     def __init__(self, adapters: ServedAdapters) -> None:
         self._adapters = adapters
-        self._waiting: dict[str, RequestT] = {}
+        self._waiting: dict[str, tuple[RequestT, float]] = {}
+        """The requests with the times at which they came."""
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -31,11 +33,11 @@ class AdapterQueue(Generic[RequestT]):
 
     def requests(self) -> list[RequestT]:
         """All waiting requests."""
-        return list(self._waiting.values())
+        return [request for request, _ in self._waiting.values()]
 
     def add(self, request: RequestT) -> None:
         """Add a request that waits."""
-        self._waiting[request.request_id] = request
+        self._waiting[request.request_id] = request, time.time()
 
     def forget(self, request_id: str) -> None:
         """Remove an aborted request; unknown ids are ignored."""
@@ -59,7 +61,7 @@ class AdapterQueue(Generic[RequestT]):
             return []
         self._adapters.advance(in_use, [request.adapter_names for request in self.requests()])
         refused: list[tuple[RequestT, EngineError]] = []
-        for request in self.requests():
+        for request, start_s in list(self._waiting.values()):
             reason = self._adapters.failure_of(request.adapter_names)
             if reason is None and not self._adapters.take(request.adapter_names):
                 continue
@@ -67,7 +69,7 @@ class AdapterQueue(Generic[RequestT]):
             try:
                 if reason is not None:
                     raise reason
-                begin(request)
+                begin(request.after("adapter", start_s))
             except Exception as error:
                 refused.append((request, answer_for(error, request.request_id)))
         return refused

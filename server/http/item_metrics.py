@@ -4,15 +4,19 @@ All such operations are measured alike. What is particular to one follows from t
 statistics, which its `ItemNames` lists.
 """
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry
 
 from engine.contract.operations import AnyOperation
+from engine.contract.phase import Phase
 from engine.contract.request import Event
 from engine.worker.client import EngineClient
 from server.http.model_metrics import Clock, MetricRow, OperationMetrics, Outcome, Series, fields
+from server.http.request_trace import current_trace
+from server.http.usage import Used
 
 _BUCKETS_S = (
     *(0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3, 0.5),
@@ -61,9 +65,19 @@ def outcomes(items: str) -> MetricRow:
 
 
 class ItemMeter:
-    """Measures a request from its arrival, and counts how its items ended."""
+    """Measures a request from its arrival, and counts how its items ended.
 
-    def __init__(self, series: Series, items: str, clock: Clock) -> None:
+    Attributes:
+        used: what the request has used so far.
+    """
+
+    def __init__(self, series: Series, operation: AnyOperation, items: str, clock: Clock) -> None:
+        self.used = Used()
+        self._trace = current_trace()
+        self._operation = operation
+        self._arrival_s = time.time()
+        self._phases: list[Phase] = []
+        self._begin_s: float | None = None
         self._series = series
         self._items = items
         self._clock = clock
@@ -74,16 +88,42 @@ class ItemMeter:
         """Record the time in the queue."""
         if event.queue_time_s is not None:
             self._series.of("queue_seconds").observe(event.queue_time_s)
+            self._note_queue(event, event.queue_time_s)
 
     def complete(self, outcome: Outcome, count: int = 1) -> None:
         """Count items that ended this way."""
         self._series.of(self._items, outcome).inc(count)
+        if outcome is Outcome.COMPLETED:
+            self.used.num_results += count
 
     def close(self) -> None:
         """End the measurement. Only the first call counts."""
         if not self._closed:
             self._closed = True
-            self._series.of("request_latency_seconds").observe(self._clock() - self._started_s)
+            total_s, exemplar = self._clock() - self._started_s, self._trace.exemplar
+            self._series.of("request_latency_seconds").observe(total_s, exemplar)
+            self._trace_end()
+
+    def _note_queue(self, event: Event, seconds: float) -> None:
+        self._trace.note_queue(seconds)
+        if self._begin_s is None:
+            self._begin_s = self._arrival_s + seconds
+            self._phases.append(Phase("queue", self._arrival_s, seconds, parts=event.phases))
+
+    def _trace_end(self) -> None:
+        """Tell the request's trace what was used, and where the time went."""
+        end_s, model = time.time(), self._series.model
+        if self._begin_s is None:
+            self._phases.append(Phase("queue", self._arrival_s, end_s - self._arrival_s))
+        else:
+            self._phases += self._work(self._begin_s, end_s)
+        name, parts = f"{self._operation.name} {model}", tuple(self._phases)
+        self._trace.add(Phase(name, self._arrival_s, end_s - self._arrival_s, parts=parts))
+        self._trace.use(model, self._operation.name, self.used)
+
+    def _work(self, start_s: float, end_s: float) -> list[Phase]:
+        """The phases after the queue."""
+        return [Phase("compute", start_s, end_s - start_s, self.used.input_tokens)]
 
 
 class ItemMetrics(OperationMetrics):
@@ -104,4 +144,4 @@ class ItemMetrics(OperationMetrics):
 
     def meter(self, model: str) -> ItemMeter:
         """Start measuring a request. `model` is a served model's id, never text from a client."""
-        return ItemMeter(self._of(model), self._items, self._clock)
+        return ItemMeter(self._of(model), self._operation, self._items, self._clock)

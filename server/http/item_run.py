@@ -43,6 +43,7 @@ class ItemRun(EngineRun, Generic[EventT]):
         Raises:
             EngineError: the engine refused it; close this.
         """
+        self._meter.used.input_tokens = request.num_input_tokens
         try:
             self._stream = self._engine.submit(request)
         except Exception as error:

@@ -106,6 +106,10 @@ class Series:
                 (self._of_step if row.buckets else self._sums).append((row.read, shown))
         self._before = [0.0] * (1 + sum(len(counters) for _, counters in self._sums))
 
+    @property
+    def model(self) -> str:
+        return self._names[0]
+
     def of(self, metric: str, *value: str) -> Any:
         """The counter or histogram of that name and value of its label."""
         key = metric, *value

@@ -5,6 +5,7 @@ reports arrive through `on_step`. Prometheus computes rates: steps/s and megapix
 `rate()` of the counters.
 """
 
+import time
 from collections.abc import Callable
 from functools import partial
 
@@ -12,6 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from engine.contract.draw import ImageEvent, ImageRequest
 from engine.contract.operations import DRAW
+from engine.contract.phase import Phase
 from engine.contract.request import Event
 from engine.worker.client import EngineClient
 from server.http.item_metrics import ItemMeter, outcomes
@@ -84,16 +86,57 @@ _ROWS = (
 )
 
 
+MAX_STEPS = 32
+"""The most steps of a stage that are shown one by one; the last of them holds the rest."""
+
+
+class ImageTimes:
+    """When the steps of one image ended."""
+
+    def __init__(self) -> None:
+        self._stages: dict[str, list[float]] = {}
+        self._end_s = 0.0
+        self._encode_s = 0.0
+
+    def note(self, event: ImageEvent) -> None:
+        """Note an event that has just come."""
+        now_s = time.time()
+        if event.image is not None:
+            self._end_s, self._encode_s = now_s, event.encode_time_s
+        elif event.step and event.preview is None:
+            ends = self._stages.setdefault(event.stage, [])
+            if len(ends) == MAX_STEPS:
+                ends.pop()
+            ends.append(now_s)
+
+    def phases(self, start_s: float) -> list[Phase]:
+        """The phases of the image, whose queue ended at `start_s`."""
+        phases = []
+        if self._encode_s:
+            phases.append(Phase("encode", start_s - self._encode_s, self._encode_s))
+        for stage, ends in self._stages.items():
+            starts = [start_s, *ends]
+            parts = (
+                Phase(f"step {i + 1}", starts[i], end_s - starts[i]) for i, end_s in enumerate(ends)
+            )
+            phases.append(Phase(stage, start_s, ends[-1] - start_s, parts=tuple(parts)))
+            start_s = ends[-1]
+        if self._end_s:
+            phases.append(Phase("decode", start_s, self._end_s - start_s))
+        return phases
+
+
 class ImageMeter(ItemMeter):
     """Measures one request; made by `ImageMetrics.meter`."""
 
     def __init__(
         self, series: Series, clock: Clock, adapter_of: Callable[[str], Series | None]
     ) -> None:
-        super().__init__(series, "images", clock)
+        super().__init__(series, DRAW, "images", clock)
         self._adapter_of = adapter_of
         self._adapters: dict[str, Series] = {}
         self._request: ImageRequest | None = None
+        self._times: dict[int, ImageTimes] = {}
 
     def begin(self, request: ImageRequest) -> None:
         """Record that the engine has the request; its adapters count from here on."""
@@ -108,6 +151,8 @@ class ImageMeter(ItemMeter):
         assert isinstance(event, ImageEvent)
         if event.queue_time_s is not None:
             self._observe("queue", event.queue_time_s)
+            self._note_queue(event, event.queue_time_s)
+        self._times.setdefault(event.index, ImageTimes()).note(event)
         if event.preview is not None:
             self._series.of("previews").inc()
         if event.image is not None:
@@ -115,10 +160,22 @@ class ImageMeter(ItemMeter):
             self._observe(event.stage, event.stage_time_s)
             self._observe("decode", event.decode_time_s)
             self._count_adapters(event.index)
+            self.used.input_tokens = event.num_prompt_tokens
 
     def on_file(self, seconds: float) -> None:
         """Record the time that encoding a picture as a file took."""
         self._observe("file", seconds)
+        self._trace.add(Phase("file", time.time() - seconds, seconds))
+
+    def _work(self, start_s: float, end_s: float) -> list[Phase]:
+        phases = {index: times.phases(start_s) for index, times in self._times.items()}
+        if len(phases) == 1:
+            return list(*phases.values())
+        return [
+            Phase(f"image {index}", start_s, parts[-1].end_s - start_s, parts=tuple(parts))
+            for index, parts in sorted(phases.items())
+            if parts
+        ]
 
     def _observe(self, phase: str, seconds: float) -> None:
         self._series.of("phase_seconds", phase).observe(seconds)

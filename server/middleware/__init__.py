@@ -10,6 +10,7 @@ Refusals by the inner ones carry the request id and CORS headers and are logged.
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
+from server.http.usage import UsageTable
 from server.metrics import ServerMetrics
 from server.middleware.access_log import AccessLogMiddleware
 from server.middleware.auth import AuthMiddleware
@@ -25,7 +26,7 @@ from server.settings import Settings
 _EXPOSED_HEADERS = ("X-Request-Id", "X-Ignored-Fields", "X-Image-Id", "Retry-After")
 
 
-def install(app: FastAPI, settings: Settings, metrics: ServerMetrics) -> None:
+def install(app: FastAPI, settings: Settings, metrics: ServerMetrics, usage: UsageTable) -> None:
     """Add all middleware. Starlette puts what is added last outermost."""
     app.add_middleware(
         SlowBodyMiddleware,
@@ -35,7 +36,9 @@ def install(app: FastAPI, settings: Settings, metrics: ServerMetrics) -> None:
     app.add_middleware(BodyLimitMiddleware, max_body_bytes=settings.max_body_bytes)
     keys, admin_keys = settings.read_api_keys(), settings.read_admin_keys()
     if keys or admin_keys:
-        app.add_middleware(AuthMiddleware, keys=keys, admin_keys=admin_keys)
+        app.add_middleware(
+            AuthMiddleware, keys=keys, admin_keys=admin_keys, names=settings.key_names()
+        )
     app.add_middleware(RecoverMiddleware)
     if settings.cors_allow_origins:
         app.add_middleware(
@@ -45,7 +48,14 @@ def install(app: FastAPI, settings: Settings, metrics: ServerMetrics) -> None:
             allow_headers=["*"],
             expose_headers=_EXPOSED_HEADERS,
         )
-    app.add_middleware(AccessLogMiddleware, metrics=metrics)
+    spans = None
+    if settings.otlp_endpoint is not None:
+        from server.middleware.spans import create_spans
+
+        spans = create_spans(settings.otlp_endpoint)
+    app.add_middleware(
+        AccessLogMiddleware, metrics=metrics, usage=usage, settings=settings, spans=spans
+    )
     app.add_middleware(RequestIdMiddleware)
     if settings.root_path:
         app.add_middleware(RootPathMiddleware, root_path=settings.root_path)

@@ -10,13 +10,15 @@ change what is served.
 import base64
 import binascii
 import hmac
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.http.admin import note_admin_key
 from server.http.errors import INVALID_REQUEST, error_response
 from server.http.owner import note_owner
+from server.http.request_trace import current_trace
 from server.http.scope import get_header, get_path
 
 OPEN_PATHS = frozenset({"/health", "/v1/health", "/ping", "/ready"})
@@ -27,10 +29,23 @@ OPEN_FOLDERS = frozenset({"/docs", "/v1/images/files"})
 
 
 class AuthMiddleware:
-    def __init__(self, app: ASGIApp, keys: Sequence[str], admin_keys: Sequence[str] = ()) -> None:
+    """Lets requests with a valid key pass.
+
+    Args:
+        names: how each key is called in the log and in usage.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        keys: Sequence[str],
+        admin_keys: Sequence[str] = (),
+        names: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self.app = app
         self._keys = [key.encode() for key in keys]
         self._admin_keys = [key.encode() for key in admin_keys]
+        self._names = {key.encode(): name for key, name in names.items()}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan" or self._may_pass(scope):
@@ -50,6 +65,8 @@ class AuthMiddleware:
             note_owner(scope, given)
         if is_admin:
             note_admin_key(scope)
+        if given is not None and (is_admin or is_known):
+            current_trace().key = self._names.get(given)
         return is_admin or is_known or not self._keys
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:

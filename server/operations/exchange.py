@@ -18,6 +18,7 @@ from server.http.item_run import ItemRun
 from server.http.log_fields import annotate
 from server.http.priority import acting_priority
 from server.http.reply import LaterReply, Reply
+from server.http.request_trace import current_trace
 from server.http.served_operation import MetricsT, ServedOperation
 from server.http.shape import Shape
 from server.http.sse import until_disconnect
@@ -121,6 +122,7 @@ class Exchange(Generic[InfoT, MetricsT]):
         """
         lease = self.state.admission.admit(self.served.operation, self.info.model, num_places)
         run = create(lease)
+        current_trace().id = run.id
         self.state.live_requests.add(
             run, self.request, operation=self.served.operation, model=self.info.name
         )

@@ -54,7 +54,8 @@ log = structlog.get_logger(__name__)
 def run(settings: Settings, create_engine: CreateEngine | None = None) -> int:
     """Serve until told to stop. Returns the exit code."""
     terminal = None
-    if settings.log_format == "auto" and sys.stderr.isatty() and settings.log_level != "debug":
+    wants_lines = settings.access_log or settings.log_level == "debug"
+    if settings.log_format == "auto" and sys.stderr.isatty() and not wants_lines:
         from server.process.start_screen import Terminal
 
         terminal = Terminal()

@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import fields, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -51,6 +52,8 @@ from server.settings.problem import (
 
 ANY_MODEL = "*"
 """Stands for any model or adapter in `loadable_models` and `loadable_loras`."""
+MAX_KEY_NAME = 64
+"""The most characters of the name of an API key."""
 MAX_LORAS = 16
 """The most adapters of a model, if clients may load some and `max_loras` is not set."""
 
@@ -159,6 +162,21 @@ def _check_public_url(url: str | None) -> str | None:
             "must be http:// or https:// and a host name, optionally with a port and a path"
         )
     return None if url is None else url.rstrip("/")
+
+
+def _check_otlp_endpoint(url: str | None) -> str | None:
+    if url is None:
+        return None
+    if not _is_installed("opentelemetry.exporter.otlp.proto.http"):
+        raise ValueError("needs more packages: pip install 'tandem-server[otel]'")
+    return _check_public_url(url)
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ModuleNotFoundError:  # of a package that it lies in
+        return False
 
 
 def _check_is_file(path: Path) -> Path:
@@ -286,7 +304,9 @@ class Settings(BaseSettings):
         "the pages / and /docs requires one.",
     )
     api_key_file: ExistingFile | None = Field(
-        None, description="File with more API keys, one per line; # begins a comment line."
+        None,
+        description="File with more API keys, one per line, optionally with a space and a name for "
+        "the log and /v1/usage behind it; # begins a comment line.",
     )
     admin_keys: Annotated[tuple[ApiKey, ...], *CommaList] = Field(
         (),
@@ -461,6 +481,21 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe level to log; debug has one line per request."
     )
+    access_log: bool = Field(
+        False, description="Log the line of each request at level info, not only at debug."
+    )
+    slow_request_seconds: float | None = Field(
+        None,
+        gt=0,
+        le=86_400,
+        description="Warn of each request that takes at least so many seconds, and show what took "
+        "how long.",
+    )
+    otlp_endpoint: Annotated[str | None, AfterValidator(_check_otlp_endpoint)] = Field(
+        None,
+        description="Address of an OpenTelemetry collector, such as http://127.0.0.1:4318, that "
+        "gets a trace of each request and metrics, as OTLP over HTTP; needs the extra otel.",
+    )
     playground: bool = Field(
         True,
         description="Show browsers that open / a page for chats, images and models; without it "
@@ -472,7 +507,7 @@ class Settings(BaseSettings):
         "offers; those with default: true are what new chats begin with.",
     )
     log_prompts: bool = Field(
-        False, description="Show prompts and answers in the debug lines of requests."
+        False, description="Show prompts and answers in the lines of requests."
     )
     cache_dir: Path | None = Field(
         None,
@@ -627,6 +662,15 @@ class Settings(BaseSettings):
         given = tuple(key.get_secret_value() for key in self.api_keys)
         return given + (_read_keys(self.api_key_file) if self.api_key_file else ())
 
+    def key_names(self) -> dict[str, str]:
+        """The names of all keys: those in the key file or, for a key without one, its place, such
+        as key-2 or admin-1."""
+        named = _read_key_names(self.api_key_file) if self.api_key_file else {}
+        names = {key: f"admin-{place}" for place, key in enumerate(self.read_admin_keys(), 1)}
+        for place, key in enumerate(self.read_api_keys(), 1):
+            names[key] = named.get(key) or names.get(key) or f"key-{place}"
+        return names
+
     def read_admin_keys(self) -> tuple[str, ...]:
         """The keys that may load and unload models. If there are any, only they may."""
         return tuple(key.get_secret_value() for key in self.admin_keys)
@@ -737,9 +781,21 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _read_keys(path: Path) -> tuple[str, ...]:
+    return tuple(_read_key_names(path))
+
+
+def _read_key_names(path: Path) -> dict[str, str]:
+    """The keys of a file, each with the name behind it, which may be empty."""
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError):
         raise ValueError("the file cannot be read as UTF-8 text") from None
-    keys = [line for line in lines if line and not line.startswith("#")]
-    return tuple(_check_key(SecretStr(key)).get_secret_value() for key in keys)
+    names: dict[str, str] = {}
+    for line in lines:
+        if line and not line.startswith("#"):
+            key, _, name = line.partition(" ")
+            name = name.strip()
+            if len(name) > MAX_KEY_NAME or not name.isprintable():
+                raise ValueError(f"a key's name may have {MAX_KEY_NAME} visible characters")
+            names[_check_key(SecretStr(key)).get_secret_value()] = name
+    return names

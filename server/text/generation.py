@@ -16,6 +16,7 @@ from engine.worker.client import EngineClient, TokenStream
 from server.http.admission import Lease
 from server.http.engine_run import EngineRun, cancelled, check_event, cut_short, read_events
 from server.http.live_requests import Progress
+from server.http.request_trace import current_trace
 from server.http.turns import in_turns
 from server.protocol.answers import PromptTokensDetails, Usage
 from server.text.best_of import best_of
@@ -163,6 +164,7 @@ class Generation(EngineRun):
                 close this.
         """
         self.keeps_text = options.keep_text
+        current_trace().sampling = requests[0].sampling
         self._num_best = num_best
 
         def send(request: GenerateRequest) -> None:

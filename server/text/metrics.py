@@ -16,6 +16,9 @@ from engine.contract.operations import GENERATE
 from engine.contract.request import FinishReason
 from engine.worker.client import EngineClient
 from server.http.model_metrics import ADAPTER, Clock, MetricRow, OperationMetrics, Series, fields
+from server.http.request_trace import current_trace
+from server.http.usage import Used
+from server.text.phases import TextTimes
 from server.text.uncertainty import TokenUncertainty
 
 _TTFT_BUCKETS_S = (
@@ -45,6 +48,8 @@ _STEP_BUCKETS_S = (
 # Measured over predicted: 1 is right; above 1, a step was late.
 _PREDICTION_BUCKETS = (0.25, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.5, 2.0, 3.0, 5.0, 10.0)
 _STEP_TOKENS_BUCKETS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+
+_TOKENS_BUCKETS = tuple(1 << power for power in range(18))
 
 # A model that suits its text well has means around 1.
 _NATS_BUCKETS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
@@ -128,6 +133,22 @@ _ROWS = (
         "request_queue_time_seconds", "Time from arrival to the first scheduling.", _QUEUE_BUCKETS_S
     ),
     MetricRow(
+        "request_prefill_time_seconds",
+        "Time from the first scheduling to the first token.",
+        _TTFT_BUCKETS_S,
+    ),
+    MetricRow(
+        "request_decode_time_seconds",
+        "Time from the first token to the end of a request.",
+        _REQUEST_BUCKETS_S,
+    ),
+    MetricRow("request_prompt_tokens", "Tokens of a prompt.", _TOKENS_BUCKETS),
+    MetricRow(
+        "request_generation_tokens",
+        "Tokens generated for a prompt, of all its completions.",
+        _TOKENS_BUCKETS,
+    ),
+    MetricRow(
         "mean_token_surprise_nats",
         "Mean of -ln p over a completion's tokens, for requests with log-probabilities.",
         _NATS_BUCKETS,
@@ -167,12 +188,18 @@ class RequestMeter:
     at the end.
     """
 
-    def __init__(self, series: Series, clock: Clock, adapter: Series | None = None) -> None:
+    def __init__(
+        self, series: Series, clock: Clock, name: str, adapter: Series | None = None
+    ) -> None:
         self._series = series
+        self._name = name
         self._adapter = adapter
         self._clock = clock
         self._started_s = clock()
         self._last_s: dict[int, float] = {}
+        self._trace = current_trace()
+        self._times = TextTimes()
+        self._used = Used()
         self._closed = False
 
     def on_event(self, event: TokenEvent) -> None:
@@ -180,6 +207,10 @@ class RequestMeter:
         the queue."""
         if event.queue_time_s is not None:
             self._series.of("request_queue_time_seconds").observe(event.queue_time_s)
+            self._used.cached_tokens = event.num_cached_tokens
+            self._trace.note_queue(event.queue_time_s)
+        if event.phases or event.queue_time_s is not None:
+            self._times.note(event)
         if not event.token_ids:
             return
         now = self._clock()
@@ -187,13 +218,17 @@ class RequestMeter:
         if last_s is not None:
             self._series.of("inter_token_latency_seconds").observe(now - last_s)
         elif not self._last_s:
-            self._series.of("time_to_first_token_seconds").observe(now - self._started_s)
+            first_s, exemplar = now - self._started_s, self._trace.exemplar
+            self._series.of("time_to_first_token_seconds").observe(first_s, exemplar)
+            self._times.note_first_token()
         self._last_s[event.index] = now
 
     def complete(self, reason: FinishReason) -> None:
         """Count a completion that ended: by the engine, by a stop string, or because the client
         left."""
         self._series.of("request_success", reason).inc()
+        self._trace.note_finish(reason.value)
+        self._used.num_results += reason not in (FinishReason.ABORT, FinishReason.ERROR)
 
     def on_scores(self, text: TokenUncertainty) -> None:
         """Record the scores of a completion that has ended, if it has log-probabilities."""
@@ -209,11 +244,29 @@ class RequestMeter:
         self._closed = True
         self._series.of("prompt_tokens").inc(num_prompt_tokens)
         self._series.of("generation_tokens").inc(num_generation_tokens)
-        self._series.of("e2e_request_latency_seconds").observe(self._clock() - self._started_s)
+        total_s, exemplar = self._clock() - self._started_s, self._trace.exemplar
+        self._series.of("e2e_request_latency_seconds").observe(total_s, exemplar)
         if self._adapter is not None:
             self._adapter.of("lora_requests").inc()
             self._adapter.of("lora_prompt_tokens").inc(num_prompt_tokens)
             self._adapter.of("lora_generation_tokens").inc(num_generation_tokens)
+        self._used.input_tokens = num_prompt_tokens
+        self._used.output_tokens = num_generation_tokens
+        self._trace_end()
+
+    def _trace_end(self) -> None:
+        """Tell the request's trace what was used, and where the time went."""
+        model, trace, times = self._name, self._trace, self._times
+        self._series.of("request_prompt_tokens").observe(self._used.input_tokens)
+        self._series.of("request_generation_tokens").observe(self._used.output_tokens)
+        if times.prefill_s is not None and times.decode_s is not None:
+            self._series.of("request_prefill_time_seconds").observe(times.prefill_s)
+            self._series.of("request_decode_time_seconds").observe(times.decode_s)
+        trace.add(times.whole(f"{GENERATE.name} {model}", self._used.output_tokens))
+        if trace.first_token_s is None:
+            trace.first_token_s = times.first_token_s
+            trace.decode_s = times.decode_s
+        trace.use(model, GENERATE.name, self._used)
 
 
 class TextMetrics(OperationMetrics):
@@ -230,4 +283,5 @@ class TextMetrics(OperationMetrics):
     def meter(self, model: str, adapter: str | None = None) -> RequestMeter:
         """Start measuring a request. `model` is a served model's id, never text from a client."""
         measured = None if adapter is None else self._of_adapter(model, adapter)
-        return RequestMeter(self._of(model), self._clock, measured)
+        name = adapter if measured is not None and adapter is not None else model
+        return RequestMeter(self._of(model), self._clock, name, measured)

@@ -1,7 +1,9 @@
 """The step that ties scheduler and executor together."""
 
+import random
 import subprocess
 import sys
+import time
 from collections.abc import Collection
 
 import pytest
@@ -135,3 +137,20 @@ def test_invariants_are_checked_on_demand(checks: bool) -> None:
 def test_decisions_are_made_without_torch() -> None:
     code = "import engine.llm.engine, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_first_events_tell_of_waits_and_of_each_chunk_of_the_prompt() -> None:
+    engine, _ = make_engine(max_num_batched_tokens=16, enable_prefix_caching=False)
+    num_tokens = random.randint(17, 60)
+    request = make_request("r", num_tokens, max_tokens=5)
+    engine.add(request.after("adapter", time.time() - 0.25))
+    events = []
+    while engine.has_work():
+        events += engine.step()[0]
+    waited, *chunks = events[0].phases
+    assert waited.name == "adapter"
+    assert waited.duration_s >= 0.25
+    assert {chunk.name for chunk in chunks} == {"prefill"}
+    assert len(chunks) >= num_tokens // 16
+    assert sum(chunk.num_tokens for chunk in chunks) == num_tokens
+    assert not any(event.phases for event in events[1:])
