@@ -77,7 +77,7 @@ def test_a_false_file_is_refused_and_replaced(tmp_path, damage):
 
 
 def test_files_that_were_used_longest_ago_make_room(tmp_path):
-    most, blocks = 16 * 32 * SIZE, [block() for _ in range(700)]
+    most, blocks = 16 * 32 * SIZE, [block() for _ in range(1100)]
     kept, used = open_files(tmp_path, most), blocks[:20]
     part = tmp_path / "3" / f"{secrets.token_hex(32)}.1.part"
     part.write_bytes(b"from a server that was killed")
