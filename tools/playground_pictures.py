@@ -27,7 +27,7 @@ def take_pictures(url: str) -> None:
     with sync_playwright() as playwright:
         program = shutil.which("chromium")
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        page = browser.new_page(viewport=SIZE, reduced_motion="reduce")
+        page = browser.new_context(viewport=SIZE, reduced_motion="reduce").new_page()
         _open(page, url, "chat")
         _take_chat(page)
         _open(page, url, "images")
@@ -81,7 +81,6 @@ def _take_models(page: Page, url: str) -> None:
     painter.get_by_label("Pictures").fill("10")
     painter.get_by_label("Prompt", exact=True).fill(PROMPTS[0])
     painter.keyboard.press("Enter")
-    models.set_viewport_size(SIZE)
     _open(models, url, "models")
     expect(models.locator(".requests tbody tr")).to_have_count(2)
     models.wait_for_timeout(5000)  # speeds are told from the second reading on
