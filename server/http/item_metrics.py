@@ -7,12 +7,13 @@ statistics, which its `ItemNames` lists.
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from prometheus_client import CollectorRegistry
 
 from engine.contract.operations import AnyOperation
 from engine.contract.phase import Phase
-from engine.contract.request import Event
+from engine.contract.request import Event, Request
 from engine.worker.client import EngineClient
 from server.http.model_metrics import Clock, MetricRow, OperationMetrics, Outcome, Series, fields
 from server.http.request_trace import current_trace
@@ -75,7 +76,7 @@ class ItemMeter:
         self.used = Used()
         self._trace = current_trace()
         self._operation = operation
-        self._arrival_s = time.time()
+        self._arrival_s = self._submitted_s = time.time()
         self._phases: list[Phase] = []
         self._begin_s: float | None = None
         self._series = series
@@ -83,6 +84,13 @@ class ItemMeter:
         self._clock = clock
         self._started_s = clock()
         self._closed = False
+
+    def submit(self, request: Request[Any]) -> None:
+        """Note that the request goes to the engine now."""
+        self.used.input_tokens = request.num_input_tokens
+        self._submitted_s = time.time()
+        prepared_s = self._submitted_s - self._arrival_s
+        self._phases.append(Phase("prepare", self._arrival_s, prepared_s))
 
     def on_event(self, event: Event) -> None:
         """Record the time in the queue."""
@@ -107,14 +115,15 @@ class ItemMeter:
     def _note_queue(self, event: Event, seconds: float) -> None:
         self._trace.note_queue(seconds)
         if self._begin_s is None:
-            self._begin_s = self._arrival_s + seconds
-            self._phases.append(Phase("queue", self._arrival_s, seconds, parts=event.phases))
+            self._begin_s = min(self._submitted_s + seconds, time.time())
+            queue_s = self._begin_s - self._submitted_s
+            self._phases.append(Phase("queue", self._submitted_s, queue_s, parts=event.phases))
 
     def _trace_end(self) -> None:
         """Tell the request's trace what was used, and where the time went."""
         end_s, model = time.time(), self._series.model
         if self._begin_s is None:
-            self._phases.append(Phase("queue", self._arrival_s, end_s - self._arrival_s))
+            self._phases.append(Phase("queue", self._submitted_s, end_s - self._submitted_s))
         else:
             self._phases += self._work(self._begin_s, end_s)
         name, parts = f"{self._operation.name} {model}", tuple(self._phases)

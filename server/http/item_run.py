@@ -43,7 +43,7 @@ class ItemRun(EngineRun, Generic[EventT]):
         Raises:
             EngineError: the engine refused it; close this.
         """
-        self._meter.used.input_tokens = request.num_input_tokens
+        self._meter.submit(request)
         try:
             self._stream = self._engine.submit(request)
         except Exception as error:

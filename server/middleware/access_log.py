@@ -25,6 +25,11 @@ CLIENT_LEFT = 499
 
 _METHODS = {"GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
+_PROBES = frozenset(
+    {"/health", "/v1/health", "/ping", "/ready", "/ready/{model_id:path}", "/metrics"}
+)
+"""Routes that machines ask again and again. They are logged at debug only, and have no traces."""
+
 log = structlog.get_logger(__name__)
 
 
@@ -86,8 +91,9 @@ class AccessLogMiddleware:
             **trace.log_fields(),
             **log_fields(scope),
         }
-        log.log(self._level, "request", **fields)
-        if self._spans is not None:
+        is_probe = route in _PROBES and status < 400
+        log.log(logging.DEBUG if is_probe else self._level, "request", **fields)
+        if self._spans is not None and not is_probe:
             self._spans.end(trace, fields)
         if duration_s >= self._slow_s:
             log.warning("slow request", **fields, phases=as_text(trace.phases, trace.start_s))

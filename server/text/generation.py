@@ -176,7 +176,7 @@ class Generation(EngineRun):
             ]
             self.num_choices += num_best or len(choices)
             stream = self._engine.submit(request)
-            meter = self._metrics.meter(request.model, request.adapter)
+            meter = self._metrics.meter(request.model, request.adapter, request.arrival_time_s)
             kept = replace(request, states=())  # the pixels are the engine's from here on
             self.runs.append(PromptRun(kept, stream, meter, choices, self._tally))
 

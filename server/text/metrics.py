@@ -6,6 +6,7 @@ step reports arrive through `on_step`. Numbers that are read at scrape time are 
 the `usage` of all requests.
 """
 
+import time
 from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry
@@ -189,7 +190,12 @@ class RequestMeter:
     """
 
     def __init__(
-        self, series: Series, clock: Clock, name: str, adapter: Series | None = None
+        self,
+        series: Series,
+        clock: Clock,
+        name: str,
+        adapter: Series | None = None,
+        arrival_s: float = 0.0,
     ) -> None:
         self._series = series
         self._name = name
@@ -198,7 +204,7 @@ class RequestMeter:
         self._started_s = clock()
         self._last_s: dict[int, float] = {}
         self._trace = current_trace()
-        self._times = TextTimes()
+        self._times = TextTimes(arrival_s or time.time())
         self._used = Used()
         self._closed = False
 
@@ -280,8 +286,9 @@ class TextMetrics(OperationMetrics):
             if status.kind in kinds:
                 self._of(status.model)
 
-    def meter(self, model: str, adapter: str | None = None) -> RequestMeter:
-        """Start measuring a request. `model` is a served model's id, never text from a client."""
+    def meter(self, model: str, adapter: str | None = None, arrival_s: float = 0.0) -> RequestMeter:
+        """Start measuring a request, which has arrived now unless `arrival_s` says when. `model` is
+        a served model's id, never text from a client."""
         measured = None if adapter is None else self._of_adapter(model, adapter)
         name = adapter if measured is not None and adapter is not None else model
-        return RequestMeter(self._of(model), self._clock, name, measured)
+        return RequestMeter(self._of(model), self._clock, name, measured, arrival_s)

@@ -11,12 +11,15 @@ _WAITS = ("adapter", "structure")
 class TextTimes:
     """Follows one prompt from its arrival on.
 
+    Args:
+        arrival_s: the value of `time.time()` at its arrival.
+
     Attributes:
         queue_s, first_token_s: times since the arrival; None until then.
     """
 
-    def __init__(self) -> None:
-        self._arrival_s = time.time()
+    def __init__(self, arrival_s: float) -> None:
+        self._arrival_s = arrival_s
         self.queue_s: float | None = None
         self.first_token_s: float | None = None
         self._in_engine: list[Phase] = []

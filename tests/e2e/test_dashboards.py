@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 ALERTS = ROOT / "docker/alerts.yaml"
 INSTALL = "apt-get install --no-install-recommends prometheus"
 PROGRAM = shutil.which("prometheus")
-SCRAPE_S = 0.25
+SCRAPE_TIME = "500ms"
 
 
 class Prometheus:
@@ -61,7 +61,7 @@ def prometheus(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iter
     config = yaml.safe_load((ROOT / "docker/prometheus.yaml").read_text())
     [job] = config["scrape_configs"]
     del job["authorization"]
-    job |= {"scrape_interval": f"{int(SCRAPE_S * 1000)}ms", "scrape_timeout": "200ms"}
+    job |= {"scrape_interval": SCRAPE_TIME, "scrape_timeout": SCRAPE_TIME}
     job["static_configs"] = [{"targets": [server.url.removeprefix("http://")]}]
     config["rule_files"] = [str(ALERTS)]
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
@@ -73,8 +73,11 @@ def prometheus(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iter
     with (folder / "log").open("wb") as log:
         command = [PROGRAM, *(f"--{name}={value}" for name, value in options.items())]
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(process.wait, 30)
+        stack.callback(process.terminate)
         found = Prometheus(f"http://127.0.0.1:{port}")
+        stack.callback(found.client.close)
         deadline_s = time.monotonic() + 60
         while time.monotonic() < deadline_s:
             with contextlib.suppress(httpx.HTTPError, KeyError, ValueError):
@@ -85,9 +88,6 @@ def prometheus(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iter
         work(server)
         found.await_scrapes(3)
         yield found
-    finally:
-        process.terminate()
-        process.wait(30)
 
 
 def work(server: Server) -> None:
