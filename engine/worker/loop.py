@@ -37,6 +37,7 @@ from engine.errors import (
     UnsupportedFeature,
 )
 from engine.processes.logs import configure_logging
+from engine.processes.pulse import Pulse, send_pulses
 from engine.runtime.fault import answer_for
 from engine.runtime.threads import (
     ComputeThreads,
@@ -46,7 +47,6 @@ from engine.runtime.threads import (
 )
 from engine.weights.recognition import kind_of_checkpoint, with_fetched
 from engine.worker import messages
-from engine.worker.pulse import Pulse, send_pulses
 from engine.worker.socket_folder import remove_socket
 from engine.worker.stepping import AnyEngine, PreparingEngine
 

@@ -37,13 +37,13 @@ from engine.errors import (
     UnknownAdapter,
 )
 from engine.processes.own_packages import module_command
+from engine.processes.watchdog import Watchdog
 from engine.runtime.memory import MemoryArbiter
 from engine.worker import messages
 from engine.worker.adapter_changes import AdapterChanges
 from engine.worker.request_stream import RequestStream, StreamTable
 from engine.worker.text_gate import TextCheck, TextGate
 from engine.worker.wake_queue import WakeQueue
-from engine.worker.watchdog import Watchdog
 from engine.worker.worker_process import WorkerProcess
 
 FIRST_PAUSE_S = 0.5

@@ -11,7 +11,7 @@ Time is added up from the server's own ticks, none of which counts for more than
 which the server itself was stopped or the machine slept is not held against a worker.
 """
 
-from engine.worker.pulse import PERIOD_S, Pulse
+from engine.processes.pulse import PERIOD_S, Pulse
 
 LOADING_PATIENCE_S = 300.0
 """The patience without a pulse until the model serves: importing or compiling may block all
