@@ -210,9 +210,8 @@ def _slots(
 
     def slot(kind: str, spec: TensorSpec) -> WeightSlot:
         def take(tensor: Tensor) -> None:
-            is_whole = parallel.size == 1 or spec.out_axis is None
-            name = part.name(0, kind)
-            part.take(0, kind, tensor if is_whole else parallel.cut(tensor, spec.out_axis, name))
+            axis, name = spec.out_axis, part.name(0, kind)
+            part.take(0, kind, tensor if axis is None else parallel.cut(tensor, axis, name))
 
         return WeightSlot(spec, take)
 
