@@ -22,7 +22,7 @@ class RankGroup:
 
     def __init__(self, rank: int, size: int, meeting_fd: int, timeout_s: float) -> None:
         self.parallel = TensorParallel(rank, size, self._gather)
-        self._meeting = f"/proc/self/fd/{meeting_fd}"
+        self._meeting = f"file:///proc/self/fd/{meeting_fd}"
         self._timeout_s = timeout_s
 
     def meet(self) -> None:
@@ -31,7 +31,7 @@ class RankGroup:
         os.putenv("GLOO_SOCKET_IFNAME", socket.if_indextoname(1))
         dist.init_process_group(
             "gloo",
-            store=dist.FileStore(self._meeting, self.parallel.size),
+            init_method=self._meeting,
             rank=self.parallel.rank,
             world_size=self.parallel.size,
             timeout=timedelta(seconds=self._timeout_s),
