@@ -76,6 +76,7 @@ class ResolvedConfig:
     scheduling_policy: Policy
     max_num_queued: int
     num_threads: int
+    """The threads of each rank."""
     seed: int | None
     async_scheduling: bool
     record_steps: bool
@@ -86,6 +87,7 @@ class ResolvedConfig:
     shared_lookup_tokens: int
     deterministic: bool
     debug_invariants: bool
+    tensor_parallel_size: int = 1
     num_recurrent_slots: int = 0
     """The slots for recurrent states: two for each sequence that may run; 0 without any."""
 
@@ -127,6 +129,7 @@ def resolve(intent: TextSettings, model: ModelFacts, machine: MachineFacts) -> R
     block_bytes = model.cache_bytes_per_token * intent.block_size
     num_kv_blocks = intent.num_kv_blocks or _num_kv_blocks(wanted_len, intent, model, machine)
     overlaps = _wants_async_scheduling(intent, machine)
+    num_ranks = intent.tensor_parallel_size
     return ResolvedConfig(
         device=machine.device,
         dtype=intent.model_dtype,
@@ -143,16 +146,17 @@ def resolve(intent: TextSettings, model: ModelFacts, machine: MachineFacts) -> R
         max_idle_cached_blocks=_max_idle_cached_blocks(intent, machine, num_kv_blocks, block_bytes),
         scheduling_policy=intent.scheduling_policy,
         max_num_queued=intent.max_num_queued,
-        num_threads=intent.num_threads or machine.num_cores,
+        num_threads=max(1, (intent.num_threads or machine.num_cores) // num_ranks),
         seed=intent.seed,
         async_scheduling=overlaps,
-        record_steps=intent.record_steps,
+        record_steps=intent.record_steps and num_ranks == 1,
         num_speculative_tokens=intent.num_speculative_tokens,
         prompt_lookup_min=intent.prompt_lookup_min,
         prompt_lookup_max=intent.prompt_lookup_max,
         shared_lookup_tokens=intent.shared_lookup_tokens,
         deterministic=intent.deterministic,
         debug_invariants=intent.debug_invariants,
+        tensor_parallel_size=num_ranks,
         num_recurrent_slots=num_recurrent_slots(intent) if model.recurrent_bytes else 0,
     )
 

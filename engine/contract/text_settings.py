@@ -222,6 +222,13 @@ class TextSettings(TokenSettings, AdapterSettings):
         ge=0,
         le=1 << 24,
     )
+    tensor_parallel_size: int = knob(
+        1,
+        "Processes that compute a text model together, each with its share of the weights and of "
+        "the KV cache. On CPUs only.",
+        ge=1,
+        le=64,
+    )
     debug_invariants: bool = knob(
         False, "Check the scheduler's invariants after every step (slow)."
     )

@@ -77,7 +77,7 @@ class Attention(nn.Module):
         stored = ("k_proj", "v_proj")[: 2 - values_are_keys] if source == layer else ()
         shards = (
             Shard("q_proj", (1 + gated) * heads * dim),
-            *(Shard(name, kv_heads * dim) for name in stored),
+            *(Shard(name, kv_heads * dim, kv_heads) for name in stored),
         )
         self.qkv_proj = Linear(
             hidden,

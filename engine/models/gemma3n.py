@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.errors import UnsupportedArchitecture
 from engine.models import json_keys
 from engine.models.causal_lm import CausalLM
 from engine.models.config import MAX_LAYERS, ModelConfig
@@ -217,10 +216,7 @@ def sparse_gate(gate_up: Tensor, gate: Callable[[Tensor], Tensor], deviations: f
 
 def create(config: ModelConfig, options: WeightOptions) -> CausalLM:
     assert isinstance(config, Gemma3nConfig)
-    if options.parallel.size > 1:
-        raise UnsupportedArchitecture(
-            "Gemma 3n cannot be divided between ranks; use a tensor_parallel_size of 1"
-        )
+    options.parallel.refuse_several("Gemma 3n")
     return Decoder(
         config,
         options,

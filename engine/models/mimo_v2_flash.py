@@ -72,6 +72,7 @@ class MimoAttention(nn.Module, WeightOwner):
 
     def __init__(self, config: MimoConfig, options: WeightOptions, layer: int) -> None:
         super().__init__()
+        options.parallel.refuse_several("MiMo-V2-Flash")
         hidden, heads = config.hidden_size, config.num_attention_heads
         kv_heads, dim, _ = config.layer_kv_shapes[layer]
         self._value_dim, self._value_factor = config.value_dim, config.value_factor

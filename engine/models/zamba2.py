@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from engine.errors import UnsupportedArchitecture
 from engine.models import json_keys
 from engine.models.bamba import LINEAR, Mamba2Config, layer_kinds
 from engine.models.causal_lm import CausalLM
@@ -205,10 +204,7 @@ def _gelu_gate(gate_up: Tensor) -> Tensor:
 
 def create(config: ModelConfig, options: WeightOptions) -> CausalLM:
     assert isinstance(config, Zamba2Config) and config.attending_layers is not None
-    if options.parallel.size > 1:
-        raise UnsupportedArchitecture(
-            "Zamba 2 cannot be divided between ranks; use a tensor_parallel_size of 1"
-        )
+    options.parallel.refuse_several("Zamba 2")
     calling = config.attending_layers
     shared = [SharedLayer(config, number) for number in range(config.num_shared)]
 

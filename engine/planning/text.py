@@ -177,7 +177,7 @@ def _row(
         kv_bytes=kv,
         adapter_bytes=adapter_bytes,
         step_bytes=step,
-        process_bytes=target.process_bytes,
+        process_bytes=target.process_bytes * intent.tensor_parallel_size,
         fits=kv <= left,
         max_tokens=max_tokens,
         decode_tokens_per_s=speeds.decode(chip, target.concurrency, context) if chip else None,

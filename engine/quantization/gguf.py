@@ -111,9 +111,11 @@ class GgufFloat4Method(Float4Method):
 def _whole_blocks(part: LinearPart, kind: str, block: int) -> Tensor:
     """The rows of a weight, which must have whole blocks of so many numbers."""
     if part.in_features % block:
+        num_blocks = (part.total_inputs or part.in_features) // block
         raise ModelLoadError(
             f"a rank's {part.in_features} input features of type {kind} cannot be divided into "
-            f"whole blocks; set quantization to none"
+            f"whole blocks of {block}; use a tensor_parallel_size that divides {num_blocks}, or "
+            f"set quantization to none"
         )
     return part.concatenated_as_loaded("weight")
 

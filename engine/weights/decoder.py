@@ -12,6 +12,7 @@ from engine.contract.status import Phase
 from engine.errors import ModelLoadError
 from engine.models.causal_lm import CausalLM
 from engine.models.config import ModelConfig
+from engine.models.layers.parallel import SINGLE, TensorParallel
 from engine.models.registry import create_model
 from engine.quantization.plan import Shapes
 from engine.runtime.allocator import lasting_memory
@@ -37,12 +38,14 @@ def load_decoder(
     device: torch.device,
     deterministic: bool,
     with_head: bool = True,
+    parallel: TensorParallel = SINGLE,
 ) -> CausalLM:
     """Build the model and fill in its weights, reporting the progress.
 
     Args:
         with_head: whether to load the output layer, which a model that only computes states does
             not need. It may have a head for scores in its place, which is not loaded either.
+        parallel: the rank whose share of the weights is loaded.
 
     Raises:
         ModelLoadError: the model cannot be loaded.
@@ -54,6 +57,7 @@ def load_decoder(
         dtype=dtype,
         device=device,
         deterministic=deterministic,
+        parallel=parallel,
         linear_method=plan.method_for,
     )
     left_out = {plan.embedding} if plan.leaves_out_embedding else set()

@@ -81,6 +81,13 @@ class WeightPlan:
         found = num_bytes(self.shapes, self.layers, dtype_bytes)
         return found + times * embedding * dtype_bytes
 
+    def whole_bytes(self, dtype_bytes: int) -> int:
+        """The most memory of what each tensor-parallel rank keeps whole: embeddings, and an output
+        layer tied to them."""
+        embedding = math.prod(self.shapes.get(f"{self.embedding}.weight", (0,)))
+        own = (1 + self.copies_embedding) * embedding * dtype_bytes
+        return own + self.table_bytes(dtype_bytes)
+
     def encoder_bytes(self, dtype_bytes: int) -> int:
         """The memory of an encoder for pictures, which steps of text do not read."""
         encoder = {n: s for n, s in self.shapes.items() if n.startswith(PICTURE_ENCODER)}

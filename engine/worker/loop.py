@@ -38,6 +38,7 @@ from engine.errors import (
 )
 from engine.planning.process_bytes import HOST_BYTES
 from engine.processes.logs import configure_logging
+from engine.processes.pulse import Pulse, send_pulses
 from engine.runtime.fault import answer_for
 from engine.runtime.memory import PROCESS, available_host_memory, private_bytes
 from engine.runtime.side_work import SIDE_WORK
@@ -49,7 +50,6 @@ from engine.runtime.threads import (
 )
 from engine.weights.recognition import kind_of_checkpoint, with_fetched
 from engine.worker import messages
-from engine.worker.pulse import Pulse, send_pulses
 from engine.worker.socket_folder import remove_socket
 from engine.worker.stepping import AnyEngine, IdentifiedEngine, PreparingEngine
 

@@ -75,7 +75,7 @@ class WorkerSpec(msgspec.Struct, frozen=True):
     log_format: str
     log_level: str
     pulse_fd: int
-    """The descriptor for its signs of life (`engine.worker.pulse`)."""
+    """The descriptor for its signs of life (`engine.processes.pulse`)."""
 
 
 class Submit(msgspec.Struct, tag="submit", frozen=True, omit_defaults=True):

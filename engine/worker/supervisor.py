@@ -31,6 +31,7 @@ from engine.errors import (
     ModelUnloading,
     UnknownAdapter,
 )
+from engine.processes.watchdog import Watchdog
 from engine.runtime.memory import MemoryArbiter
 from engine.worker import messages
 from engine.worker.adapter_changes import AdapterChanges
@@ -38,7 +39,6 @@ from engine.worker.memory_desk import MemoryDesk
 from engine.worker.request_stream import RequestStream, StreamTable
 from engine.worker.slumber import Slumber
 from engine.worker.text_gate import TextCheck, TextGate
-from engine.worker.watchdog import Watchdog
 from engine.worker.worker_options import WorkerOptions
 from engine.worker.worker_process import WorkerProcess
 

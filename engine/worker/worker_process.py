@@ -13,8 +13,8 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 import zmq
 import zmq.asyncio
 
+from engine.processes.pulse import Pulse, PulseReader
 from engine.worker import messages
-from engine.worker.pulse import Pulse, PulseReader
 from engine.worker.socket_folder import new_socket, remove_socket
 
 _LAST_WORDS_S = 0.3

@@ -7,7 +7,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-import engine.worker.pulse
+import engine.processes.pulse
 from tests.helpers.stalls import watch_loaded
 
 _BETWEEN_STEPS = {
@@ -21,7 +21,7 @@ _BETWEEN_STEPS = {
 
 def watch_worker() -> None:
     """Watch the loop once the model is loaded and the loop begins."""
-    send_pulses = engine.worker.pulse.send_pulses
+    send_pulses = engine.processes.pulse.send_pulses
 
     def begin(*args: Any, **options: Any) -> None:
         loop = sys.modules["__main__"].Loop
@@ -34,7 +34,7 @@ def watch_worker() -> None:
         loop.run = watched_run
         send_pulses(*args, **options)
 
-    engine.worker.pulse.send_pulses = begin
+    engine.processes.pulse.send_pulses = begin
 
 
 if __name__ == "__main__":

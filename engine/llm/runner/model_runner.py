@@ -141,6 +141,8 @@ class ModelRunner:
         grammars: Grammars | None = None,
     ) -> None:
         parallel = model.options.parallel
+        self._draws = parallel.rank == 0
+        """Whether this rank draws the tokens, which the others need not know."""
         self._model = model
         self._config = config
         self._device = device
@@ -154,7 +156,7 @@ class ModelRunner:
         self._expert_rows = expert_row_counts(model_config)
         self.kv = KvStorage(
             num_blocks=config.num_kv_blocks + (recorder is not None),
-            layer_groups=[_own_share(group, parallel) for group in model_config.layer_groups],
+            layer_groups=[own_share(group, parallel) for group in model_config.layer_groups],
             block_size=config.block_size,
             dtype=PACKED_KV_DTYPES.get(config.kv_cache_dtype, model.options.dtype),
             device=device,
@@ -240,6 +242,8 @@ class ModelRunner:
         logits = self._logits_to_sample(rows, hidden)
         computed = perf_counter()
         self._score_prompts(rows, hidden, outputs)
+        if not self._draws:
+            return LaunchedStep(outputs)
         similarities = self._states.compare(rows, hidden)
         self._drawn = self._draw(rows, logits, outputs)
         return LaunchedStep(
@@ -457,9 +461,10 @@ class ModelRunner:
         return scores
 
 
-def _own_share(group: LayerGroup, parallel: TensorParallel) -> LayerGroup:
+def own_share(group: LayerGroup, parallel: TensorParallel) -> LayerGroup:
     """Return a group with this rank's key/value heads only."""
-    num_heads = parallel.share(group.shape.num_heads, "key/value heads")
+    of_model = group.shape.num_heads
+    num_heads = parallel.among(of_model).share(of_model, "key/value heads")
     return replace(group, shape=group.shape._replace(num_heads=num_heads))
 
 

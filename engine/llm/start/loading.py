@@ -24,6 +24,8 @@ from engine.llm.scheduler import Scheduler
 from engine.llm.start.block_store import create_store, open_files
 from engine.llm.start.draft_loading import LoadedDraft, load_draft
 from engine.llm.start.known_quality import checked_quality
+from engine.llm.start.ranked_executor import RankedExecutor
+from engine.llm.start.ranks import Ranks, check_ranks
 from engine.llm.start.sizing import Sizing, explained_shortage, measured, sized
 from engine.llm.structure.grammars import Grammars
 from engine.llm.structure.reader_process import ReaderProcess
@@ -32,6 +34,7 @@ from engine.lora.loaded_adapters import AdapterLimits
 from engine.lora.text_adapters import TextAdapters, load_adapters
 from engine.models.causal_lm import CausalLM
 from engine.models.config import ModelConfig
+from engine.models.layers.parallel import SINGLE, TensorParallel
 from engine.runtime.device import machine_facts, torch_dtype
 from engine.runtime.fault import sizes_within_memory
 from engine.runtime.operations import build_operations
@@ -65,17 +68,22 @@ def load_engine(
     machine = machine_facts(intent.device)
     if machine.device == "cpu":
         build_operations(host)
+    check_ranks(model_config, intent, machine)
     sizing = sized(checkpoint, model_config, intent, machine, host)
     quality = checked_quality(checkpoint, sizing.config, intent.max_kl)
     limit_threads(sizing.config.num_threads)
     grammars = grammars_of(checkpoint, model_config)
-    weights = load_weights(checkpoint, model_config, intent, sizing, host)
-    host.report(Phase.WARMING_UP)
     config = sizing.config
+    ranks = Ranks(checkpoint, intent, sizing) if config.tensor_parallel_size > 1 else None
+    parallel = SINGLE if ranks is None else ranks.parallel
+    weights = load_weights(checkpoint, model_config, intent, sizing, host, parallel)
+    host.report(Phase.WARMING_UP)
     if config.device == "cuda":
         with explained_shortage(checkpoint, model_config, intent, machine):
             config = sized_pool(weights, model_config, sizing, host)
     runner = create_runner(weights.model, model_config, config, weights.adapters, grammars)
+    if ranks is not None:
+        ranks.meet()
     runner.warm_up()
     store = None
     if files is not None:
@@ -91,7 +99,8 @@ def load_engine(
         states=kept_states(model_config, config),
         store=store,
     )
-    engine = LLMEngine(scheduler, runner, config, adapters=weights.adapters, store=store)
+    executor = runner if ranks is None else RankedExecutor(runner, ranks)
+    engine = LLMEngine(scheduler, executor, config, adapters=weights.adapters, store=store)
     seconds = round(time.monotonic() - started_s, 1)
     log.info("model loaded", seconds=seconds, default_sampling=sampling, **asdict(config))
     warn_of_few_bits(sizing.plan)
@@ -110,7 +119,9 @@ def load_engine(
             adapter_digests=adapters.digests,
             failed_adapters=adapters.failed,
         )
-    return with_embeddings(engine, info, weights.model, config, machine, host)
+    both = with_embeddings(engine, info, weights.model, config, machine, host)
+    # The other ranks take part in steps of texts alone, so such a model offers no embeddings.
+    return both if ranks is None else (both[0], info)
 
 
 def grammars_of(checkpoint: Checkpoint, model_config: ModelConfig) -> Grammars:
@@ -136,8 +147,12 @@ def load_weights(
     intent: TextSettings,
     sizing: Sizing,
     host: Host,
+    parallel: TensorParallel = SINGLE,
 ) -> LoadedWeights:
     """Read the model, its draft model and its adapters.
+
+    Args:
+        parallel: the rank whose share is read.
 
     Raises:
         ModelLoadError: one of its kinds.
@@ -152,7 +167,10 @@ def load_weights(
             dtype=torch_dtype(config.dtype),
             device=torch.device(config.device),
             deterministic=config.deterministic,
+            parallel=parallel,
         )
+    if parallel.size > 1:
+        return LoadedWeights(model, None, None)
     draft = None if sizing.draft is None else load_draft(sizing.draft, config, host)
     adapters = load_adapters(
         intent.adapters,

@@ -94,11 +94,7 @@ class FallbackModel(CausalLM):
 
     def __init__(self, config: FallbackConfig, options: WeightOptions) -> None:
         super().__init__(config, options)
-        if options.parallel.size > 1:
-            raise ModelLoadError(
-                f"{config.architecture} runs on transformers' code, which cannot be divided "
-                f"between ranks; use a tensor_parallel_size of 1"
-            )
+        options.parallel.refuse_several(f"{config.architecture}, which runs on transformers' code,")
         self.causal: Any = build(
             config.architecture,
             config.values,

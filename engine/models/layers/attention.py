@@ -55,7 +55,8 @@ class PagedAttention(nn.Module):
         self.layer = layer
         self.stores = stores
         self.num_heads = parallel.share(num_heads, "attention heads")
-        self.num_kv_heads = parallel.share(num_kv_heads, "key/value heads")
+        own = parallel.among(num_kv_heads)
+        self.num_kv_heads = own.share(num_kv_heads, "key/value heads")
         self.head_dim = head_dim
         self.scale = scale
         self.window = window

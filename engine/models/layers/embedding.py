@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from engine.models.forward_context import NO_CONTEXT, ForwardContext, RowAdapters
 from engine.models.layers.linear import Shard
+from engine.models.layers.parallel import SINGLE, TensorParallel
 from engine.models.layers.weight_slots import WeightOptions, WeightOwner, WeightSlot
-from engine.quantization.method import LinearMethod, LinearPart, RowLookup
+from engine.quantization.method import LinearMethod, LinearPart, RowLookup, TensorSpec
 from engine.quantization.plan import OUTPUT_LAYER
 
 
@@ -74,7 +75,7 @@ class TokenEmbedding(nn.Module, WeightOwner):
         if self.is_tied and options.method_for(OUTPUT_LAYER).lends_rows(options.device.type):
             return {}
         self._loading = options.method_for(path), _part(path, self.shape, options)
-        return _slots(*self._loading)
+        return _slots(*self._loading, self.shape[0])
 
     def process_weights_after_loading(self) -> None:
         if self._lent is None:
@@ -93,6 +94,9 @@ class LmHead(nn.Module, WeightOwner):
     On a CPU that packs weights, a tied head packs the embedding's, because plain rows multiply at
     two thirds of the speed. A method for packed checkpoints takes the embedding's tensor from the
     checkpoint. Where it rounds weights, the embedding keeps its rows as they were.
+
+    Ranks divide the tokens between them. A tied head, or a number of tokens that cannot be divided,
+    stays whole on each.
 
     Args:
         soft_cap: c bends each logit x to c·tanh(x / c); None leaves them as they are.
@@ -121,6 +125,7 @@ class LmHead(nn.Module, WeightOwner):
         self._plain: LinearMethod[Any]
         self._part: LinearPart
         self._state: Any = None
+        self._own = SINGLE
 
     def forward(self, hidden: Tensor, adapters: RowAdapters | None = None) -> Tensor:
         """Map [R, C] to fp32 logits [R, V], with the changes of the rows' adapters."""
@@ -147,7 +152,7 @@ class LmHead(nn.Module, WeightOwner):
 
     def in_fp32(self, hidden: Tensor) -> Tensor:
         """Compute the product alone: [R, C] → [R, V] fp32."""
-        return self._method.apply_in_fp32(self._state, hidden)
+        return self._own.join(self._method.apply_in_fp32(self._state, hidden))
 
     def own_copy(self, tensor: Tensor) -> Any:
         """Convert an adapter's replacement of the weight to the arrangement of plain weights."""
@@ -158,8 +163,12 @@ class LmHead(nn.Module, WeightOwner):
         self.shards = (Shard(path.rpartition(".")[2], self.shape[0]),)
         self._plain = options.plain_method()
         self._method = options.method_for(path)
-        self._part = _part(path, self.shape, options)
-        return {} if self._arranges_embedding() else _slots(self._method, self._part)
+        is_divided = not self._tied and self.shape[0] % options.parallel.size == 0
+        self._own = options.parallel if is_divided else SINGLE
+        self._part = _part(path, self.shape, options, self._own)
+        if self._arranges_embedding():
+            return {}
+        return _slots(self._method, self._part, self.shape[0], self._own)
 
     def part_from_embedding(self) -> None:
         """Separate the embedding, which needs its own weights, before weights are loaded."""
@@ -178,23 +187,32 @@ class LmHead(nn.Module, WeightOwner):
             self._tied[0].borrow(rows)
 
 
-def _part(path: str, shape: tuple[int, int], options: WeightOptions) -> LinearPart:
+def _part(
+    path: str, shape: tuple[int, int], options: WeightOptions, parallel: TensorParallel = SINGLE
+) -> LinearPart:
     vocab_size, hidden_size = shape
     return LinearPart(
         names=(path,),
         in_features=hidden_size,
-        out_features=(vocab_size,),
+        out_features=(vocab_size // parallel.size,),
         has_bias=False,
         dtype=options.dtype,
         device=options.device,
     )
 
 
-def _slots(method: LinearMethod[Any], part: LinearPart) -> dict[str, WeightSlot]:
-    """The slots of all tensors that a method needs for one matrix."""
-    specs = method.tensors(part.in_features, part.out_features[0], part.has_bias)
+def _slots(
+    method: LinearMethod[Any], part: LinearPart, vocab_size: int, parallel: TensorParallel = SINGLE
+) -> dict[str, WeightSlot]:
+    """The slots of all tensors that a method needs for one matrix, of which a rank takes its own
+    rows."""
+    specs = method.tensors(part.in_features, vocab_size, part.has_bias)
 
-    def slot(kind: str) -> WeightSlot:
-        return WeightSlot(specs[kind], lambda tensor: part.take(0, kind, tensor))
+    def slot(kind: str, spec: TensorSpec) -> WeightSlot:
+        def take(tensor: Tensor) -> None:
+            axis, name = spec.out_axis, part.name(0, kind)
+            part.take(0, kind, tensor if axis is None else parallel.cut(tensor, axis, name))
 
-    return {part.name(0, kind): slot(kind) for kind in specs}
+        return WeightSlot(spec, take)
+
+    return {part.name(0, kind): slot(kind, spec) for kind, spec in specs.items()}

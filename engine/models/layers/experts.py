@@ -162,6 +162,7 @@ class Experts(nn.ModuleList):
         mlps = [GatedMlp(hidden, inner, act, bias=bias, names=names) for _ in range(number)]
         for mlp in mlps:
             mlp.gate = gate or mlp.gate
+            mlp.down_proj.adds_ranks = False  # the ranks' sums of the chosen experts are added
         super().__init__(mlps)
         self._mlps = tuple(mlps)
 
@@ -174,7 +175,8 @@ class Experts(nn.ModuleList):
         else:
             inner = grouped.gate_up.multiply(x, routing.starts, routing.rows)
             answers = grouped.down.multiply(self._mlps[0].gate(inner), routing.starts)
-        return sum_experts(answers, routing.weights, routing.places)
+        chosen = sum_experts(answers, routing.weights, routing.places)
+        return self._mlps[0].down_proj.parallel.sum(chosen)
 
     @property
     def can_be_recorded(self) -> bool:

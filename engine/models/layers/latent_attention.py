@@ -145,6 +145,7 @@ class LatentAttention(nn.Module):
         interleaved: bool = False,
     ) -> None:
         super().__init__()
+        options.parallel.refuse_several("latent attention")
         self._shape, self._interleaved = shape, interleaved
         queries = Shard("q_proj", num_heads * shape.key)
         first = queries

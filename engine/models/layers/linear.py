@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.models.forward_context import ForwardContext
-from engine.models.layers.parallel import SINGLE
+from engine.models.layers.parallel import SINGLE, TensorParallel
 from engine.models.layers.weight_slots import WeightOptions, WeightOwner, WeightSlot
 from engine.quantization.method import LinearMethod, LinearPart, TensorSpec
 
@@ -25,15 +25,33 @@ class Shard:
     name: str
     """The tensor's last name in the checkpoint, such as `q_proj`."""
     out_features: int
-    pieces: tuple[int, ...] = ()
-    """The parts of a tensor that combines several, such as `qkv_proj`: their output features, each
-    divided between ranks. Empty for a single one."""
+    heads: int = 0
+    """The number of key/value heads that they make up, as ranks may have the same ones
+    (`TensorParallel.among`); 0 for other features."""
+    pieces: tuple["Shard", ...] = ()
+    """The parts of a tensor that combines several, such as `qkv_proj`, each divided between ranks.
+    Empty for a single one."""
+
+    def own_features(self, parallel: TensorParallel) -> int:
+        """Return the number of output features that a rank has."""
+        return sum(
+            parallel.among(one.heads).share(one.out_features, "output features")
+            for one in self.pieces or (self,)
+        )
+
+    def cut(self, tensor: Tensor, axis: int, name: str, parallel: TensorParallel) -> Tensor:
+        """Return a rank's part of the tensor, or of one with a value for several outputs."""
+        if not self.pieces:
+            return parallel.among(self.heads).cut(tensor, axis, name)
+        packed = self.out_features // tensor.shape[axis]
+        split = torch.split(tensor, [one.out_features // packed for one in self.pieces], axis)
+        parts = zip(self.pieces, split, strict=True)
+        return torch.cat([one.cut(part, axis, name, parallel) for one, part in parts], axis)
 
 
 def fused_shard(name: str, shards: Sequence[Shard]) -> Shard:
     """Combine shards that the checkpoint has in one tensor, in their order."""
-    pieces = tuple(shard.out_features for shard in shards)
-    return Shard(name, sum(pieces), pieces)
+    return Shard(name, sum(shard.out_features for shard in shards), pieces=tuple(shards))
 
 
 class Linear(nn.Module, WeightOwner):
@@ -61,7 +79,10 @@ class Linear(nn.Module, WeightOwner):
         self.partition = partition
         self.path = ""
         """The path in the model, set by `create_weights`."""
-        self._parallel = SINGLE
+        self.adds_ranks = partition == "inputs"
+        """Whether `forward` adds up the results of ranks with different inputs."""
+        self.parallel = SINGLE
+        """The ranks that share the layer, set by `create_weights`."""
         self._loading: list[tuple[LinearMethod[Any], LinearPart]] = []
         self._parts: list[tuple[LinearMethod[Any], Any]] = []
         """The methods, each with its state for some shards."""
@@ -74,7 +95,7 @@ class Linear(nn.Module, WeightOwner):
             y = torch.cat((y, *(method.apply(state, x) for method, state in self._parts[1:])), -1)
         if ctx.adapters is not None:
             ctx.adapters.add(self.path, x, y)
-        return self._parallel.sum(y) if self.partition == "inputs" else y
+        return self.parallel.sum(y) if self.adds_ranks else y
 
     __call__ = forward
 
@@ -95,11 +116,8 @@ class Linear(nn.Module, WeightOwner):
 
     @property
     def state(self) -> object:
-        """The state of the layer's method; None if the layer is divided between ranks or has
-        several methods."""
-        if self._parallel.size > 1 or len(self._parts) > 1:
-            return None
-        return self._parts[0][1]
+        """The state of the layer's method; None if it has several."""
+        return self._parts[0][1] if len(self._parts) == 1 else None
 
     def in_fp32(self, x: Tensor) -> Tensor:
         """Compute [T, in] → [T, out] without adapters, as precisely as the weights' format
@@ -109,7 +127,7 @@ class Linear(nn.Module, WeightOwner):
 
     def create_weights(self, path: str, options: WeightOptions) -> dict[str, WeightSlot]:
         self.path = path
-        self._parallel = options.parallel
+        self.parallel = options.parallel
         self._loading = []
         names = dict(zip(self.shards, self.shard_paths, strict=True))
         slots: dict[str, WeightSlot] = {}
@@ -139,7 +157,7 @@ class Linear(nn.Module, WeightOwner):
             in_features = options.parallel.share(in_features, "input features")
             first_input = options.parallel.rank * in_features
         elif self.partition == "outputs":
-            out_features = tuple(options.parallel.share(o, "output features") for o in out_features)
+            out_features = tuple(shard.own_features(options.parallel) for shard in shards)
         return LinearPart(
             names=tuple(names),
             in_features=in_features,
@@ -155,20 +173,18 @@ class Linear(nn.Module, WeightOwner):
         self, part: LinearPart, index: int, kind: str, spec: TensorSpec, shard: Shard
     ) -> Callable[[Tensor], None]:
         name = part.name(index, kind)
-        return lambda tensor: part.take(index, kind, self._own(tensor, spec, name, shard.pieces))
+        return lambda tensor: part.take(index, kind, self._own(tensor, spec, name, shard))
 
-    def _own(self, tensor: Tensor, spec: TensorSpec, name: str, pieces: Sequence[int]) -> Tensor:
+    def _own(self, tensor: Tensor, spec: TensorSpec, name: str, shard: Shard) -> Tensor:
         """Cut this rank's part out of a checkpoint tensor."""
-        parallel = self._parallel
+        parallel = self.parallel
         if parallel.size == 1 or self.partition == "none":
             return tensor
-        axis = spec.out_axis if self.partition == "outputs" else spec.in_axis
-        if axis is not None and self.partition == "outputs" and pieces:
-            packed = sum(pieces) // tensor.shape[axis]
-            split = torch.split(tensor, [size // packed for size in pieces], axis)
-            return torch.cat([parallel.cut(piece, axis, name) for piece in split], axis)
-        if axis is not None:
-            return parallel.cut(tensor, axis, name)
+        if self.partition == "outputs":
+            axis = spec.out_axis
+            return tensor if axis is None else shard.cut(tensor, axis, name, parallel)
+        if spec.in_axis is not None:
+            return parallel.cut(tensor, spec.in_axis, name)
         if spec.is_added and parallel.rank > 0:
             return torch.zeros_like(tensor)
         return tensor

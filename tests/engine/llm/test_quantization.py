@@ -394,7 +394,7 @@ def rank_of_two(path, rank):
     checkpoint = Checkpoint("gguf", path, "m")
     config = load_model_config(checkpoint)
     plan = plan_of(path, quantization="gguf")
-    parallel = TensorParallel(rank=rank, size=2, all_reduce=lambda partial: partial)
+    parallel = TensorParallel(rank=rank, size=2, gather=lambda partial: [partial])
     model = create_model(
         config, dtype=torch.float32, parallel=parallel, linear_method=plan.method_for
     )

@@ -7,17 +7,15 @@ from typing import ClassVar
 import pytest
 import torch
 
-from engine.errors import MissingWeight, ModelLoadError, ShapeMismatch
+from engine.errors import MissingWeight, ShapeMismatch
 from engine.models.forward_context import NO_CONTEXT
 from engine.models.layers.linear import Linear, Shard
-from engine.models.layers.parallel import TensorParallel
 from engine.models.layers.weight_slots import WeightOptions
 from engine.models.loading import Loader
 from engine.models.registry import create_model
 from engine.quantization.plain import UnquantizedMethod
 from kernels import PackedWeight
 from tests.helpers.models.tiny_pairs import (
-    PagedTexts,
     create_pair,
     named_weights,
     random_text,
@@ -138,47 +136,6 @@ def test_shards_of_different_methods_keep_their_order():
     x = torch.randn(3, 8)
     expected = torch.cat((x @ weights["q"].T, 2 * x @ weights["k"].T, 2 * x @ weights["v"].T), 1)
     torch.testing.assert_close(layer(x, NO_CONTEXT), expected)
-
-
-@pytest.mark.parametrize("family", ["Llama", "Qwen2", "Qwen3", "Qwen3_5", "Phi3"])
-def test_ranks_together_equal_the_whole_model(family):
-    """Runs both ranks' layers in lockstep: each all-reduce adds up what the ranks brought."""
-    overrides = {"attention_bias": True, "mlp_bias": True} if family == "Llama" else {}
-    if family == "Qwen3_5":
-        overrides = {"layer_types": ["full_attention"]}
-    _, theirs, config = create_pair(family, num_hidden_layers=1, **overrides)
-    partials = [[], []]
-
-    def run(rank, sums):
-        """One rank, given the sums of the all-reduces before; stops at the first unknown one."""
-        calls = iter(sums)
-
-        def all_reduce(partial):
-            partials[rank].append(partial)
-            return next(calls, partial)
-
-        parallel = TensorParallel(rank, 2, all_reduce)
-        model = create_model(config, dtype=torch.float32, parallel=parallel)
-        model.load_weights(named_weights(theirs))
-        share = replace(config, num_key_value_heads=config.num_key_value_heads // 2)
-        texts = PagedTexts(model, share)
-        texts.add(0, list(range(20)))
-        partials[rank].clear()
-        return texts.run(0, [20])
-
-    sums = []
-    for call in range(2):  # the attention's output, then the MLP's
-        for rank in range(2):
-            run(rank, sums)
-        sums.append(partials[0][call] + partials[1][call])
-    expected = their_logits(theirs, list(range(20)))
-    for rank in range(2):
-        torch.testing.assert_close(run(rank, sums), expected, atol=1e-4, rtol=0)
-
-
-def test_heads_that_cannot_be_divided_are_refused(pair):
-    with pytest.raises(ModelLoadError, match=r"2 key/value heads cannot be divided between 3"):
-        fresh(pair, parallel=TensorParallel(0, 3, lambda t: t))
 
 
 def test_dummy_weights_fill_the_model(pair):

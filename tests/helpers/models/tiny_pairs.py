@@ -13,6 +13,7 @@ from engine.contract.kv_layout import KvLayout
 from engine.llm.decision import GroupBlocks, RecurrentSlots, ScheduledSequence
 from engine.llm.runner.batch import Batch, lay_out
 from engine.llm.runner.kv_storage import KvStorage
+from engine.llm.runner.model_runner import own_share
 from engine.models.causal_lm import CausalLM
 from engine.models.config import ModelConfig
 from engine.models.forward_context import ForwardContext
@@ -110,7 +111,9 @@ class PagedTexts:
     def __post_init__(self) -> None:
         self.storage = KvStorage(
             num_blocks=self.num_blocks,
-            layer_groups=self.config.layer_groups,
+            layer_groups=[
+                own_share(g, self.model.options.parallel) for g in self.config.layer_groups
+            ],
             block_size=self.block_size,
             dtype=self.kv_dtype or self.model.options.dtype,
             device=self.device,

@@ -143,7 +143,7 @@ def assert_divided(make: Callable[..., Linear], partition: str, size: int) -> No
     x = torch.randn(4, size)
     whole = make()(x, NO_CONTEXT)
     ranks = [
-        make(partition=partition, parallel=TensorParallel(rank, 2, lambda partial: partial))
+        make(partition=partition, parallel=TensorParallel(rank, 2, lambda partial: [partial]))
         for rank in (0, 1)
     ]
     if partition == "outputs":

@@ -25,9 +25,9 @@ from engine.contract.generate import EngineStats, ModelInfo, TokenEvent
 from engine.contract.request import FinishReason
 from engine.contract.status import Phase
 from engine.errors import Failure, InsufficientMemory
+from engine.processes.pulse import Pulse, send_pulses
 from engine.worker import messages
 from engine.worker.loop import Link, end_with_the_server, read_spec
-from engine.worker.pulse import Pulse, send_pulses
 
 
 def main() -> int:

@@ -14,7 +14,7 @@ which the server itself was stopped or the machine slept is not held against a w
 import asyncio
 from collections.abc import Callable
 
-from engine.worker.pulse import PERIOD_S, Pulse
+from engine.processes.pulse import PERIOD_S, Pulse
 
 LOADING_PATIENCE_S = 300.0
 """The patience without a pulse until the model serves: importing or compiling may block all

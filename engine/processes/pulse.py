@@ -2,7 +2,7 @@
 
 A thread writes them, so they also come during a long step and while a model is loaded; they stop
 when the process is stopped or cannot run Python code any more. Their content shows whether the loop
-itself still works, which `engine.worker.watchdog` judges.
+itself still works, which `engine.processes.watchdog` judges.
 """
 
 import os

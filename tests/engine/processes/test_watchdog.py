@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from engine.worker.pulse import Pulse, PulseReader, send_pulses
-from engine.worker.watchdog import LOADING_PATIENCE_S, Watchdog
+from engine.processes.pulse import Pulse, PulseReader, send_pulses
+from engine.processes.watchdog import LOADING_PATIENCE_S, Watchdog
 
 
 class Bench:
