@@ -59,6 +59,8 @@ class LLMEngine:
         most_blocks = config.max_idle_cached_blocks
         self._restoring = Restoring(store, lambda: scheduler.pool, most_blocks)
         self._clock = clock
+        self.num_processes = config.tensor_parallel_size
+        """See `engine.worker.stepping.SharedEngine`."""
         self._checks_invariants = config.debug_invariants
         self._max_launched = 2 if config.async_scheduling else 1
         self._launched: deque[tuple[ScheduleDecision, LaunchedStep, float]] = deque()

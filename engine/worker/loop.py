@@ -51,7 +51,7 @@ from engine.runtime.threads import (
 from engine.weights.recognition import kind_of_checkpoint, with_fetched
 from engine.worker import messages
 from engine.worker.socket_folder import remove_socket
-from engine.worker.stepping import AnyEngine, IdentifiedEngine, PreparingEngine
+from engine.worker.stepping import AnyEngine, IdentifiedEngine, PreparingEngine, SharedEngine
 
 _LONGEST_NAP_S = 0.5
 _IDLE_S = 0.5
@@ -236,6 +236,8 @@ class Loop:
         try:
             if self._engine.has_work() or SIDE_WORK.num_running:
                 raise OSError("it still works on a request that was cancelled")
+            if isinstance(self._engine, SharedEngine) and self._engine.num_processes > 1:
+                raise OSError("other processes hold a part of it")
             parked = ParkedMemory(Path(order.folder), order.most_bytes)
         except OSError as error:
             log.info("the model cannot doze", reason=str(error))

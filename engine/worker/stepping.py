@@ -60,5 +60,15 @@ class IdentifiedEngine(Protocol):
         ...
 
 
+@runtime_checkable
+class SharedEngine(Protocol):
+    """An engine whose model may be computed by several processes."""
+
+    @property
+    def num_processes(self) -> int:
+        """How many processes compute the model."""
+        ...
+
+
 AnyEngine = SteppingEngine[Any, Any, Any]
 """An engine of any kind (`engine.contract.kinds`), such as `engine.llm.engine.LLMEngine`."""
