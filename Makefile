@@ -27,7 +27,7 @@ test: $(VENV)/.dev  ## Install what the tests need and run all of them
 rungs: $(VENV)/.dev  ## The tests of bits in company, once for each instruction set that this processor has
 	@for rung in $$($(BIN)/python -c \
 	  "from kernels import isa; print(*(name for name in isa.RUNGS if not isa.missing(name)))"); do \
-	  echo "== $$rung"; TANDEM_CPU_ISA=$$rung $(PYTEST) $(BITS) $(ARGS) || exit 1; \
+	  echo "== $$rung"; ALL_CASES=1 TANDEM_CPU_ISA=$$rung $(PYTEST) $(BITS) $(ARGS) || exit 1; \
 	done
 
 clients: $(VENV)/.clients  ## Run each client of docs/clients.md, newly installed, against the default model

@@ -14,7 +14,7 @@ from engine.runtime.threads import prepare_process
 from server.settings import load_settings
 from tests.helpers import leftovers
 
-pytest_plugins = ["tests.helpers.draws"]
+pytest_plugins = ["tests.helpers.draws", "tests.helpers.pairwise"]
 
 CPU_ISA = load_settings({}).cpu_isa
 """The value of TANDEM_CPU_ISA, for servers that tests start and for the tests' own process

@@ -159,7 +159,7 @@ def _checked(settings: Mapping[str, Any]) -> dict[str, Any]:
             )
         if isinstance(settings[key], float) and not math.isfinite(settings[key]):
             raise InvalidParameter(f"{key} must be a finite number", param=key)
-    converted = asdict(_convert(dict(settings)))
+    converted = asdict(_convert(dict(settings))) if settings else {}
     return {key: converted[key] for key in settings}
 
 

@@ -203,6 +203,9 @@ ExistingFolder = Annotated[Path, AfterValidator(_check_is_folder)]
 
 class _EnvSource(EnvSettingsSource):
     def __call__(self) -> dict[str, Any]:
+        # Every field is looked for, in many ways, which takes a while.
+        if not any(name.upper().startswith(ENV_PREFIX) for name in os.environ):
+            return {}
         data = super().__call__()
         # Kubernetes sets TANDEM_PORT=tcp://… in every pod next to a service named tandem.
         if str(data.get("port", "")).startswith(("tcp://", "udp://")):
@@ -535,7 +538,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        environment = _EnvSource(settings_cls)
+        environment = InitSettingsSource(settings_cls, _EnvSource(settings_cls)())
         config = init_settings().get("config") or environment().get("config")
         from_file = InitSettingsSource(settings_cls, _read_yaml(Path(config)) if config else {})
         return init_settings, environment, from_file

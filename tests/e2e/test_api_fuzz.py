@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from tests.helpers.models.tiny_encoders import make_encoder
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
-NUM_EXAMPLES = 25
+NUM_EXAMPLES = 12
 MORE_EXAMPLES = 100
 """Of an operation that few of the first were accepted for: one strategy's draws resemble each
 other."""

@@ -20,6 +20,7 @@ from tests.helpers.llm.logits import (
 DTYPES = ["float32", "bfloat16", "float16"]
 
 
+@pytest.mark.pairwise("company")
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_random_company(engines, folder, rng, log, dtype):
     requests = make_requests(engines, rng)
@@ -29,6 +30,7 @@ def test_random_company(engines, folder, rng, log, dtype):
     check_same_bits(log, lambda: engines.run(engine, requests, arrivals=arrivals), expected)
 
 
+@pytest.mark.pairwise("company")
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_random_chunks(engines, folder, rng, log, dtype):
     requests = make_requests(engines, rng, count=6)
@@ -38,6 +40,7 @@ def test_random_chunks(engines, folder, rng, log, dtype):
     check_same_bits(log, lambda: engines.run(engine, requests), expected)
 
 
+@pytest.mark.pairwise("company")
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_prefix_hits(engines, folder, rng, log, dtype):
     requests = make_requests(engines, rng, shared_prefix=rng.randrange(16, 60))
@@ -48,6 +51,7 @@ def test_prefix_hits(engines, folder, rng, log, dtype):
     assert engine.stats().prefix_cache_hits > 0
 
 
+@pytest.mark.pairwise("company")
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_preemption(engines, folder, rng, log, dtype):
     requests = make_requests(engines, rng, output_tokens=(90, 130))
@@ -57,6 +61,7 @@ def test_preemption(engines, folder, rng, log, dtype):
     assert engine.stats().num_preemptions > 0
 
 
+@pytest.mark.pairwise("company")
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_threads_that_come_and_go(engines, folder, rng, log, dtype, monkeypatch):
     requests = make_requests(engines, rng)
@@ -90,18 +95,18 @@ def test_a_real_model(quantization, engines, smollm2_checkpoint, rng, log):
     requests = [
         engines.request(
             str(i),
-            [rng.randrange(1000, 40000) for _ in range(rng.randrange(1, 150))],
-            max_tokens=rng.randrange(2, 16),
+            [rng.randrange(1000, 40000) for _ in range(rng.randrange(1, 120))],
+            max_tokens=rng.randrange(2, 12),
             ignore_eos=True,
         )
-        for i in range(8)
+        for i in range(5)
     ]
     path = smollm2_checkpoint.path
     knobs = {"dtype": "bfloat16", "quantization": quantization, "debug_invariants": False}
     engine = engines.make(path, enable_prefix_caching=False, **knobs)
     expected = logits_of(log, lambda: [engines.run(engine, [one]) for one in requests])
     engine = engines.make(path, max_num_batched_tokens=rng.randrange(16, 200), **knobs)
-    arrivals = [rng.randrange(10) for _ in requests]
+    arrivals = [rng.randrange(8) for _ in requests]
     check_same_bits(log, lambda: engines.run(engine, requests, arrivals=arrivals), expected)
 
 

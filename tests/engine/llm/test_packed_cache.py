@@ -60,6 +60,7 @@ def test_a_block_holds_numbers_and_scales_in_one_run(kind, torch_type):
     assert not storage._pool[2].any()
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize(("dtype", "least"), [("bfloat16", 1.88), ("float32", 3.76)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_more_tokens_in_the_same_memory(engines, folder, dtype, least, kind):
@@ -71,12 +72,13 @@ def test_more_tokens_in_the_same_memory(engines, folder, dtype, least, kind):
     assert EngineConfig(kv_cache_dtype=kind).resolved_kv_cache_dtype == kind
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_company_chunks_prefixes_and_preemption(engines, folder, rng, log, dtype, kind):
     packed = {"dtype": dtype, "kv_cache_dtype": kind}
     requests = make_requests(
-        engines, rng, shared_prefix=rng.randrange(16, 60), output_tokens=(60, 86)
+        engines, rng, count=7, shared_prefix=rng.randrange(16, 60), output_tokens=(60, 86)
     )
     expected = logits_of(log, lambda: alone(engines, folder, requests, **packed))
     budget = rng.randrange(20, 64)

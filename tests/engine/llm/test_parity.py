@@ -13,7 +13,8 @@ import transformers
 
 from kernels import native
 
-NUM_PROMPTS, NUM_TOKENS = 20, 64
+NUM_PROMPTS, NUM_TOKENS = 20, 24
+"""Each text crosses the border of a block while it is written."""
 FEWER_TOKENS = 12
 """The number of tokens from a real model, which is slow."""
 TOLERANCE = 1e-4
@@ -103,13 +104,17 @@ def assert_equal_to(model, prompts, completions, tolerance=TOLERANCE):
 def test_tiny_models_in_fp32(family, implementation, engines, request, monkeypatch):
     if implementation == "composed":
         monkeypatch.setattr(native, "library", lambda: None)
-    # Fixed per family: of 1280 best tokens a fresh model now and then has two within fp32 rounding.
+    # Fixed per family: of hundreds of best tokens a fresh model now and then has two within the
+    # rounding of fp32.
     seed = zlib.crc32(family.encode())
     rng = random.Random(seed)
     folder = request.getfixturevalue(family)(seed=seed % 1000)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     engine = engines.make(folder, max_num_batched_tokens=48)
-    prompts = random_prompts(rng, model.config.vocab_size, prompt_lengths(rng))
+    lengths = prompt_lengths(rng)
+    if implementation == "composed":  # slower, and each operation has tests of its own
+        lengths = rng.sample(lengths, 8)
+    prompts = random_prompts(rng, model.config.vocab_size, lengths)
     tolerance = OF_CHUNKS if family in RECURRENT else TOLERANCE
     assert_equal_to(model, prompts, generate(engines, engine, prompts), tolerance)
 

@@ -669,7 +669,7 @@ MODELS |= {
 TOLERANCE = 1e-4
 
 
-@pytest.fixture(params=MODELS)
+@pytest.fixture(scope="module", params=MODELS)
 def pair(request):
     family, overrides = MODELS[request.param]
     return create_pair(family, **overrides)

@@ -59,6 +59,11 @@ def test_command_line_beats_environment_beats_file_beats_defaults(monkeypatch, y
     assert engine.max_num_seqs == EngineConfig().max_num_seqs
 
 
+def test_variables_may_have_small_letters(monkeypatch):
+    monkeypatch.setenv("tandem_port", "77")
+    assert load_settings({}).port == 77
+
+
 def test_the_environment_can_name_the_file(monkeypatch, yaml_file):
     monkeypatch.setenv("TANDEM_CONFIG", yaml_file("port: 77"))
     assert load_settings({}).port == 77

@@ -138,6 +138,7 @@ def seed() -> int:
     return random.randrange(1 << 30)
 
 
+@pytest.mark.pairwise("adapters")
 @pytest.mark.parametrize(("way", "lengths"), WAYS)
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_unmerged_equals_merged(kind, way, lengths, tmp_path, seed):
@@ -164,6 +165,7 @@ def test_unmerged_equals_merged(kind, way, lengths, tmp_path, seed):
     assert torch.equal(draw(family, request(seed=seed))[0], base), "nothing is left of it"
 
 
+@pytest.mark.pairwise("adapters")
 @pytest.mark.parametrize(("way", "lengths"), WAYS)
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_a_mixture_is_what_each_is_alone(kind, way, lengths, tmp_path, seed):

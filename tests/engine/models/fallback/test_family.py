@@ -133,7 +133,7 @@ MODELS = {
 MIXTURES = {"axk1", "ernie4_5_moe", "olmoe", "phimoe"}
 
 
-@pytest.fixture(params=MODELS)
+@pytest.fixture(scope="module", params=MODELS)
 def pair(request):
     family, overrides = MODELS[request.param]
     return create_pair(family, **overrides)
