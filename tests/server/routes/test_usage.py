@@ -9,7 +9,7 @@ import httpx
 
 from server.http.usage import MAX_DAYS, MAX_ROWS, OTHER, UsageTable, Used, User
 from tests.helpers.server.fake_server import answer_of
-from tests.helpers.server.image_server import ImageServer
+from tests.helpers.server.image_server import ChainServer
 from tests.helpers.server.text_server import MODEL, TextServer
 
 DAY_S = 86_400
@@ -102,11 +102,16 @@ async def test_the_lines_of_a_request_say_who_asked_and_where_the_time_went(
     assert slow["phases"].endswith(", 7 tokens")
 
 
-async def test_an_image_request_is_in_usage_and_log(logs: list[MutableMapping[str, Any]]) -> None:
-    server = ImageServer(slow_request_seconds=1e-6)
-    await server.post("/v1/images/generations", prompt="a fox", n=2)
+async def test_the_stages_of_a_chain_are_in_usage_and_log(
+    logs: list[MutableMapping[str, Any]],
+) -> None:
+    server = ChainServer(slow_request_seconds=1e-6)
+    answer_of(await server.chain({"operation": "enlarge"}, {"operation": "matte"}, n=2))
     [slow] = [line for line in logs if line["event"] == "slow request"]
-    for name in ("queue", "image 0", "image 1", "denoise", "step 1", "decode", "file"):
+    parts = ("queue", "image 0", "image 1", "denoise", "step 1", "decode", "file", "prepare")
+    for name in (*parts, "enlarge enlarger", "matte cutter"):
         assert f"{name}: +" in slow["phases"]
-    [row] = answer_of(await server.client.get("/v1/usage"))["data"]
-    assert (row["api_key"], row["operation"], row["num_results"]) == (None, "draw", 2)
+    rows = answer_of(await server.client.get("/v1/usage"))["data"]
+    found = {row["operation"]: (row["num_requests"], row["num_results"]) for row in rows}
+    assert found == {"draw": (1, 2), "enlarge": (1, 2), "matte": (1, 2)}
+    assert {row["api_key"] for row in rows} == {None}
