@@ -56,7 +56,9 @@ def test_two_processes_write_what_one_writes(server):
     assert scored[0] == pytest.approx(scored[1], abs=1e-4)
 
 
-@pytest.mark.parametrize("how", [signal.SIGSTOP, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "how", [signal.SIGSTOP, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)]
+)
 def test_a_lost_rank_ends_its_streams_with_an_error_and_all_ranks_come_back(server, how):
     before = complete(server, "two", "Count:")
     [rank] = ranks_of(server)

@@ -82,7 +82,7 @@ def check_ranks(config: ModelConfig, intent: TextSettings, machine: MachineFacts
         "a model on a GPU": machine.device != "cpu",
         "a model that sees pictures": config.pictures is not None,
         "a model with recurrent states": config.recurrent_bytes(1) > 0,
-        "a model with LoRA adapters": bool(intent.adapters),
+        "a model with LoRA adapters": intent.max_adapters > 0,
         "a model with a kv_store": intent.kv_store is not None,
         "a model with a speculative_model": intent.speculative_model is not None,
         "a model with async_scheduling on": intent.async_scheduling == "on",
