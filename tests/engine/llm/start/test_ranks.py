@@ -22,6 +22,7 @@ CPU = {"device": "cpu", "num_cores": 4, "free_memory_bytes": 1 << 30}
         ({}, {"tensor_parallel_size": 5}, "a model may compute on 4 cores here"),
         ({"device": "cuda"}, {}, "a model on a GPU cannot be divided"),
         ({}, {"lora": ("a=folder",)}, "a model with LoRA adapters"),
+        ({}, {"kv_store": "folder"}, "a kv_store"),
         ({}, {"speculative_model": "m", "num_speculative_tokens": 4}, "a speculative_model"),
         ({}, {"async_scheduling": "on"}, "async_scheduling on"),
     ],
