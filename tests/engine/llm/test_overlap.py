@@ -35,11 +35,6 @@ def test_any_load_gives_every_request_its_own_answer() -> None:
     assert seen.keys() >= EVERYTHING | {"ahead", "pending", "blocking"}
 
 
-@pytest.mark.slow
-def test_any_load_for_longer() -> None:
-    assert run_sessions(OverlappedSession, 100).keys() >= EVERYTHING
-
-
 class Bench:
     """An engine that overlaps, and what it tells."""
 

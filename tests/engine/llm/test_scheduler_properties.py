@@ -4,7 +4,6 @@ Whatever the load, every completion gets exactly the tokens and scores it would 
 breaks an invariant, and at the end every block is free or idle in the cache.
 """
 
-import pytest
 
 from tests.helpers.llm.sessions import EVERYTHING, Session, run_sessions
 
@@ -14,8 +13,3 @@ def test_any_load_gives_every_request_its_own_answer() -> None:
     assert seen.keys() >= EVERYTHING | {"windows that moved"}, (
         "the sessions did not reach everything they are to test"
     )
-
-
-@pytest.mark.slow
-def test_any_load_for_longer() -> None:
-    assert run_sessions(Session, 100).keys() >= EVERYTHING
