@@ -14,7 +14,6 @@ import httpx
 import pytest
 import yaml
 
-from tests.e2e.conftest import IMAGE_MODEL
 from tests.helpers.served import Server, free_port
 from tools.dashboards.files import FOLDER, files
 
@@ -96,7 +95,7 @@ def work(server: Server) -> None:
         for _ in range(2):
             body = {"model": "tiny", "prompt": "the quick brown fox " * 20, "max_tokens": 20}
             assert client.post("/v1/completions", json=body).status_code == 200
-        drawn = {"model": IMAGE_MODEL, "prompt": "a red circle", "size": "64x64", "n": 2}
+        drawn = {"model": "tandem-shapes", "prompt": "a red circle", "size": "64x64", "n": 2}
         assert client.post("/v1/images/generations", json=drawn).status_code == 200
         assert client.post("/v1/completions", json={"model": "none"}).status_code in (400, 404)
 

@@ -37,7 +37,7 @@ def test_the_file(tokenizer: Path, tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_written(tokenizer: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no size '2b'; there are: 1b, tiny"):
+    with pytest.raises(ValueError, match="no size '2b'; there are: 1b, 4b, 8b, tiny"):
         write_random_llama(tmp_path / "a", "2b", tokenizer)
     writer = gguf.GGUFWriter(tmp_path / "bare.gguf", "llama")
     writer.add_tensor("unused", np.zeros(4, np.float32))

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator
 import pytest
 
 from loadtest.swaps import Order, Swapper, orders
-from tests.loadtest.conftest import event, text_event
 
 
 class SwappingServer:
@@ -28,7 +27,9 @@ class SwappingServer:
         else:
             self.num_asked += 1
             if self.num_asked % 5:
-                body = text_event("a" if self.num_asked <= 1 else "b") + event("[DONE]")
+                text = "a" if self.num_asked <= 1 else "b"
+                chunk = {"choices": [{"index": 0, "text": text, "finish_reason": None}]}
+                body = f"data: {json.dumps(chunk)}\n\ndata: [DONE]\n\n".encode()
         writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n")
         writer.write(f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
         await writer.drain()

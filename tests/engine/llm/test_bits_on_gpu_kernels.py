@@ -122,6 +122,6 @@ def test_recorded_steps_have_the_bits_of_eager_ones():
         for runner in runners:
             runner.execute(decision)
     assert recorder.num_replays == 2
-    eager, recorded = (runner._kv.layers for runner in runners)
+    eager, recorded = (runner.kv.layers for runner in runners)
     for ours, theirs in zip(recorded, eager, strict=True):
         assert torch.equal(ours[:16], theirs)

@@ -4,7 +4,6 @@ Whatever the load, every completion gets exactly the tokens and scores it would 
 breaks an invariant, and at the end every block is free or idle in the cache.
 """
 
-
 from tests.helpers.llm.sessions import EVERYTHING, Session, run_sessions
 
 

@@ -105,7 +105,7 @@ def test_ranks_divide_a_layer(version, partition):
 def test_ranks_cannot_divide_a_group(version, group_size):
     tensors, weights = random_layer(version, group_size, (("q", 16),))
     with pytest.raises(ModelLoadError, match=r"tensor_parallel_size"):
-        parallel = TensorParallel(1, 2, lambda partial: partial)
+        parallel = TensorParallel(1, 2, lambda partial: [partial])
         given = config(version, group_size)
         loaded(tensors, weights, given, partition="inputs", parallel=parallel)
 

@@ -181,7 +181,7 @@ def test_ranks_cannot_divide_a_group(size):
     layout = Layout(group_size=64)
     tensors, weights = random_layer(layout, (("q", 16),), size)
     with pytest.raises(ModelLoadError, match=r"a\.q\.(scales|qzeros).*tensor_parallel_size"):
-        parallel = TensorParallel(1, 2, lambda partial: partial)
+        parallel = TensorParallel(1, 2, lambda partial: [partial])
         loaded(tensors, weights, layout, partition="inputs", parallel=parallel)
 
 
@@ -192,7 +192,7 @@ def test_an_order_that_the_configuration_denies_is_kept_on_one_rank_alone():
     assert_multiplies(loaded(tensors, weights, denied), weights, atol=1e-5)
     tensors, weights = random_layer(layout, (("q", 16),), 128)
     with pytest.raises(ModelLoadError, match=r"a\.q\.g_idx .*desc_act is false"):
-        parallel = TensorParallel(1, 2, lambda partial: partial)
+        parallel = TensorParallel(1, 2, lambda partial: [partial])
         loaded(tensors, weights, denied, partition="inputs", parallel=parallel)
 
 

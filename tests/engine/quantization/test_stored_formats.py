@@ -250,7 +250,7 @@ def test_ranks_do_not_divide_what_they_cannot(variety):
     for partition in ("outputs", "inputs"):
         parts = []
         for rank in (0, 1):
-            parallel = TensorParallel(rank, 2, lambda partial: partial)
+            parallel = TensorParallel(rank, 2, lambda partial: [partial])
             try:
                 layer = loaded(
                     tensors, weights, variety.config, parallel=parallel, partition=partition

@@ -302,8 +302,8 @@ def test_a_row_with_nan_fails_alone(pair, broken):
 
 def test_nan_left_in_freed_blocks_does_not_reach_their_next_owner(pair, runner):
     prompt = random_prompt(7)
-    runner._kv._pool.fill_(torch.nan)
-    runner._kv._written[:] = True
+    runner.kv._pool.fill_(torch.nan)
+    runner.kv._written[:] = True
     text, expected = [], greedy_continuation(pair[1], prompt, 10)
     decision = first_step({1: prompt}, {1: [3, 1, 4, 5, 9]})
     for step in range(10):
@@ -332,7 +332,7 @@ def test_warm_up_changes_nothing_that_shows(pair):
     ours, theirs, config = pair
     runner = ModelRunner(ours, config, resolved(max_num_seqs=3, max_num_batched_tokens=5), CPU)
     runner.warm_up()
-    assert runner.kv_bytes_committed <= runner._kv._block_bytes
+    assert runner.kv_bytes_committed <= runner.kv._block_bytes
     prompt = random_prompt(5)
     [output] = runner.execute(first_step({1: prompt}, {1: [0, 1]})).outputs
     assert output.token_ids == greedy_continuation(theirs, prompt, 1)
@@ -358,7 +358,7 @@ def test_warm_up_finds_that_memory_does_not_suffice(broken):
 def test_memory_is_counted_as_blocks_are_written(runner):
     assert runner.kv_bytes_committed == 0
     runner.launch(first_step({1: [1] * 9}, {1: [7, 3, 60]}))
-    assert runner.kv_bytes_committed == 3 * runner._kv._block_bytes
+    assert runner.kv_bytes_committed == 3 * runner.kv._block_bytes
 
 
 def test_a_long_and_many_short_contexts_in_one_step(pair, runner):

@@ -379,7 +379,7 @@ def test_answers_and_cache_are_those_of_eager_steps(pair, monkeypatch, is_async)
     assert recorder.num_replays > 20
     assert recorder.num_recordings >= 3, "of several sizes"
     if not is_async:  # the same blocks then hold the same texts
-        for ours, theirs in zip(runner._kv.layers, eager_runner._kv.layers, strict=True):
+        for ours, theirs in zip(runner.kv.layers, eager_runner.kv.layers, strict=True):
             torch.testing.assert_close(ours[:80], theirs, rtol=1e-4, atol=1e-4)
             assert ours[80, :, :, 1:].count_nonzero() == 0, "padding stays in one slot"
 
@@ -444,7 +444,7 @@ def test_recorded_calls_of_c_give_the_bits_of_eager_steps(family, dtype, monkeyp
     assert {size.has_prompts for size in sizes} == {False, True}
     assert not runner._graphs._broken
     assert len(recorder.made) == len(sizes) >= 3
-    for ours, theirs in zip(runner._kv.layers, eager_runner._kv.layers, strict=True):
+    for ours, theirs in zip(runner.kv.layers, eager_runner.kv.layers, strict=True):
         assert torch.equal(ours[:80], theirs[:80])
     for layer, states in runner._recurrent.items():
         for ours, theirs in zip(states, eager_runner._recurrent[layer], strict=True):
