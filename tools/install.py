@@ -56,7 +56,7 @@ def cpu_index() -> list[str] | None:
     offer another build.
     """
     asked = [*_PIP, "install", "--dry-run", "--no-deps", "--quiet", "--report", "-", _torch()]
-    _say("asking which builds of torch there are")
+    _say("checking which builds of torch there are")
     try:
         done = subprocess.run(asked, capture_output=True, timeout=_DRY_RUN_S, check=True)
         needs = json.loads(done.stdout)["install"][0]["metadata"].get("requires_dist", [])

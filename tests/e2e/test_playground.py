@@ -72,7 +72,7 @@ async def test_a_painted_mask_keeps_all_other_pixels_and_a_file_draws_itself_aga
         middle, reach = len(before) / 2, len(before) / 8 + 1
         assert len(changed[0])
         assert all(abs(where + 0.5 - middle).max() <= reach for where in changed)
-        await page.get_by_role("button", name="Draw without an input").click()
+        await page.get_by_role("button", name="Remove the input").click()
         await page.locator("input[type=file]").first.set_input_files(
             {"name": "a.png", "mimeType": "image/png", "buffer": drawn}
         )

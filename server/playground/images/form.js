@@ -92,7 +92,7 @@ function Source({ source, modes, how, most }) {
           <img src=${urlOf(source.blob)} alt="The input" />
           <span>${source.width} × ${source.height}</span>
           <${FileButton} icon="upload" label="Choose another input" onFile=${(file) => useAsInput(file)} />
-          <${IconButton} icon="close" label="Draw without an input" onClick=${dropInput} />
+          <${IconButton} icon="close" label="Remove the input" onClick=${dropInput} />
         </div>
         <${Choices} label="What to do with the input" value=${how.id} onChange=${(id) => (mode.value = id)}
           options=${modes.map(({ id, label }) => [id, label])} />
@@ -117,14 +117,15 @@ function OfMode({ how, now, put, card }) {
   const has = (name) => how.fields.includes(name);
   const isMask = how.id === "mask";
   return html`
+    ${isMask && html`<p class="hint">Describe the whole picture, with what should be under the mask.</p>`}
     ${has("strength") && html`<${NumberField} label="Strength" value=${now.strength} onChange=${put("strength")} min=${0} max=${1} step=${0.05}
-      fallback=${isMask ? 1 : 0.8} hint=${isMask ? "Below 1, what is under the mask shows through." : "How much is drawn anew; 1 keeps nothing."} />`}
+      fallback=${isMask ? 1 : 0.8} hint=${isMask ? "Below 1, what is under the mask shows through." : "How much changes; 1 keeps nothing."} />`}
     ${has("feather") && html`<${NumberField} label="Feather, in pixels" value=${now.feather} onChange=${put("feather")} min=${0} max=${64} step=${1} fallback=${FEATHER} />`}
     ${has("image_guidance_scale") && card.guidance === "classifier_free" && html`<${NumberField} label="Keep to the input" value=${now.image_guidance_scale}
       onChange=${put("image_guidance_scale")} min=${1} max=${5} step=${0.1} fallback=${1.5} />`}
-    ${isMask && html`<${Toggle} label="Only around the mask, at full size" value=${now.crop_to_mask ?? false} onChange=${put("crop_to_mask")} />
+    ${isMask && html`<${Toggle} label="Zoom in on the mask" hint="Draws only the part around the mask, at full size." value=${now.crop_to_mask ?? false} onChange=${put("crop_to_mask")} />
       ${now.crop_to_mask && html`<${NumberField} label="Surroundings, in pixels" value=${now.crop_padding} onChange=${put("crop_padding")} min=${0} max=${256} step=${8} fallback=${32} />`}
-      <${Toggle} label="Grey levels count" hint="The mask's soft edges say how much may change." value=${now.soft_mask ?? false} onChange=${put("soft_mask")} />
+      <${Toggle} label="Use the mask's grey levels" hint="The mask's soft edges say how much may change." value=${now.soft_mask ?? false} onChange=${put("soft_mask")} />
       ${(now.strength ?? 1) < 1 && html`<${Toggle} label="Fill with the surroundings first" hint="Helps to remove a thing."
         value=${now.mask_content === "fill"} onChange=${(on) => set({ mask_content: on ? "fill" : undefined })} />`}`}
   `;

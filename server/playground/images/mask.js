@@ -7,7 +7,7 @@ const MAX_STEPS = 100;
 const MAX_HISTORY_BYTES = 128e6;
 const MAX_ZOOM = 32;
 
-/** The layer: opaque where the picture is to be drawn anew. */
+/** The layer: opaque where the picture should change. */
 export class MaskLayer {
   constructor(width, height) {
     this.canvas = document.createElement("canvas");
@@ -125,7 +125,7 @@ export class MaskLayer {
     return this.soft.canvas;
   }
 
-  /** The mask as a PNG file: white where the picture is to be drawn anew, else black. */
+  /** The mask as a PNG file: white where the picture should change, else black. */
   toBlob() {
     const canvas = document.createElement("canvas");
     Object.assign(canvas, { width: this.width, height: this.height });

@@ -35,13 +35,17 @@ export function MaskView({ source, onSubmit }) {
   const submit = useRef(onSubmit);
   submit.current = onSubmit;
   const [, renderAgain] = useReducer((n) => n + 1, 0);
+  const changed = () => {
+    if (layer.share > 0) problem.value = null;
+    renderAgain();
+  };
   const { feather = FEATHER } = useSignal(settings);
   const help = useId();
   useEffect(() => {
     let isOver = false;
     loadPicture(blob).then((picture) => {
       if (isOver) return;
-      editor.current = new MaskEditor(canvas.current, picture, layer, { onChange: renderAgain, onSubmit: () => submit.current() });
+      editor.current = new MaskEditor(canvas.current, picture, layer, { onChange: changed, onSubmit: () => submit.current() });
       if (source.wantsFocus) canvas.current.focus();
       source.wantsFocus = false; // once
       renderAgain();
@@ -61,7 +65,7 @@ export function MaskView({ source, onSubmit }) {
     <${Toolbar} editor=${editor.current} layer=${layer} />
     <canvas ref=${canvas} class="mask-canvas" tabindex="0" role="application" aria-label="Mask" aria-describedby=${help}></canvas>
     <div class="mask-foot">
-      <p class="hint" role="status">${layer.share === 0 ? "Paint over what is to be drawn anew." : `${percent(layer.share)} of the picture is marked.`}</p>
+      <p class="hint" role="status">${layer.share === 0 ? "Paint over what should change." : `${percent(layer.share)} of the picture is marked.`}</p>
       <details class="mask-keys">
         <summary>Keys</summary>
         <dl id=${help}>${KEYS.map(([keys, does]) => html`<div><dt>${keys}</dt><dd>${does}</dd></div>`)}</dl>

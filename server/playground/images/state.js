@@ -105,6 +105,7 @@ async function restoreInput({ image, others = [], mask }) {
 
 export function show(pictures, index = pictures.length === 1 ? 0 : null) {
   shown.value = { pictures, index };
+  problem.value = null;
   pane.value = "results";
 }
 
@@ -139,7 +140,7 @@ async function drawWith(card, chosen, before) {
 
 function missingFor(chosen) {
   const { outpaint = {} } = settings.value;
-  if (chosen.id === "mask" && input.value.mask.share === 0) return "Paint over the part of the picture that is to be drawn anew.";
+  if (chosen.id === "mask" && input.value.mask.share === 0) return "Paint over the part of the picture that should change.";
   if (chosen.id === "extend" && !Object.values(outpaint).some(Boolean)) return "Drag an edge, or enter by how many pixels the picture grows.";
   return null;
 }

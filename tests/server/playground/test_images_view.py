@@ -88,7 +88,7 @@ def pixels_of(data: bytes) -> Pixels:
 
 
 def marked(request: ImageRequest) -> np.ndarray[Any, Any]:
-    """Where the request is to be drawn anew."""
+    """Where the request is to change the picture."""
     assert request.mask is not None
     mask = np.frombuffer(request.mask.data, np.uint8)
     return mask.reshape(request.mask.height, request.mask.width) > 127
@@ -277,7 +277,7 @@ async def test_the_tools_of_the_mask(server: ImageServer, page: Page) -> None:
     await page.keyboard.press("i")
     await expect(share).to_have_text("72 % of the picture is marked.")
     await page.keyboard.press("Delete")
-    await expect(share).to_have_text("Paint over what is to be drawn anew.")
+    await expect(share).to_have_text("Paint over what should change.")
     await button(page, "Undo").click()
     await button(page, "Undo").click()
     await page.get_by_role("spinbutton", name="Feather").fill("7")
@@ -387,7 +387,7 @@ async def test_follows_an_instruction_and_redraws(server: ImageServer, page: Pag
     assert server.last.params.task is ImageTask.IMAGE_TO_IMAGE
     assert server.last.params.strength == 0.4
     # A kept picture brings its input along.
-    await button(page, "Draw without an input").click()
+    await button(page, "Remove the input").click()
     await history(page).nth(1).get_by_role("button").click()
     await button(page, "More").click()
     await page.get_by_role("menuitem", name="Restore its settings").click()
@@ -420,7 +420,7 @@ async def test_an_instruction_refers_to_several_pictures(start_visit: Any, tmp_p
     sent = [image.data for image in server.last.images]
     assert sent == [pictures[i].tobytes() for i in (0, 2, 3)]
     # A kept picture brings all of them along.
-    await button(page, "Draw without an input").click()
+    await button(page, "Remove the input").click()
     await button(page, "More").click()
     await page.get_by_role("menuitem", name="Restore its settings").click()
     await expect(page.get_by_alt_text("Picture 3")).to_be_visible()
