@@ -23,6 +23,7 @@ from engine.errors import (
     InvalidParameter,
     QueueFull,
 )
+from engine.processes.exit_code import cause_of_end
 from engine.processes.helper_process import HelperLost, HelperProcess, RunningHelper
 from engine.processes.own_packages import module_command
 from engine.text.template_wire import (
@@ -278,8 +279,7 @@ class TemplateProcess:
                 "the model's chat template needs too much memory for these messages; shorten them",
                 param="messages",
             )
-        cause = f"signal {-exit_code}" if exit_code < 0 else f"exit code {exit_code}"
-        log.error("the process of the chat template ended", cause=cause)
+        log.error("the process of the chat template ended", cause=cause_of_end(exit_code))
         return ChatTemplateFailed(
             "the process of the model's chat template ended while it rendered these messages"
         )

@@ -31,6 +31,7 @@ from engine.errors import (
     ModelUnloading,
     UnknownAdapter,
 )
+from engine.processes.exit_code import cause_of_end
 from engine.processes.watchdog import Watchdog
 from engine.runtime.memory import MemoryArbiter
 from engine.worker import messages
@@ -594,7 +595,7 @@ class Supervisor:
         """Log how a worker ended, if its end was unexpected."""
         if not code or (self.is_leaving and not self._is_loaded):
             return
-        cause = self._exit_cause = f"signal {-code}" if code < 0 else f"exit code {code}"
+        cause = self._exit_cause = cause_of_end(code)
         if self._failure is not None:
             cause = self._failure.message
         if self._failure is None or self.info is not None:  # otherwise the status says it

@@ -26,6 +26,7 @@ from engine.llm.decision import NewSequence, ScheduleDecision
 from engine.llm.runner.rank_group import RankGroup
 from engine.llm.start.sizing import Sizing
 from engine.models.config import ModelConfig
+from engine.processes.exit_code import cause_of_end
 from engine.processes.own_packages import module_command
 from engine.processes.pulse import PulseReader
 from engine.processes.watchdog import Watchdog
@@ -122,7 +123,7 @@ class _Rank:
         """Why the rank is lost; None if it lives."""
         code = self._process.poll()
         if code is not None:
-            return f"signal {-code}" if code < 0 else f"exit code {code}"
+            return cause_of_end(code)
         pulse = self._pulses.read()
         if pulse is not None:
             self._watchdog.on_pulse(pulse)
