@@ -7,7 +7,7 @@
 //
 // `Weights` say how a strip's numbers are read and what rows were prepared as, `Element`. `whole(strip)`
 // gives a source for products of up to kFew rows, kFewAtOnce in a tile; `piece(strip, strips, first,
-// last)` for more, kRows in a tile. A source's `wide(rows)` says how many strips a tile has; its `add<rows,
+// last, tiles)` for more, kRows in each of `tiles`. A source's `wide(rows)` says how many strips a tile has; its `add<rows,
 // strips>(strip, x, x_stride, sums)` adds its inputs' products, in their order, to sums [rows][kGroup][16].
 #pragma once
 #include "fp32_rows.h"
@@ -100,9 +100,9 @@ class Multiplication {
     else
       for (int64_t s = 0, width; s < strips; s += width) {
         width = std::min(strips - s, rows_are_long() ? kGroup : kPieceStrips);
-        for (int64_t k = 0; k < p_.inputs; k += Weights::kPieceInputs)
+        for (int64_t i = 0; i < num_pieces(); ++i)
           for (int64_t v = s; v < s + width; v += kPieceStrips)
-            add_piece(strip, v, std::min(kPieceStrips, s + width - v), k);
+            add_piece(strip, v, std::min(kPieceStrips, s + width - v), i);
       }
     finish_(p_, first_, rows_, strip, strips, sums_);
   }
@@ -111,16 +111,31 @@ class Multiplication {
   // strip is read as a whole, in the order of memory.
   bool rows_are_long() const { return rows_ * x_.stride * int64_t(sizeof(Element)) > 1 << 20; }
 
-  void add_piece(int64_t strip, int64_t place, int64_t strips, int64_t first) {
-    int64_t last = std::min(p_.inputs, first + Weights::kPieceInputs);
-    add_tiles<Weights::kRows>(weights_.piece(strip + place, strips, first, last), strips,
-                         sums_ + place * 16);
+  // Pieces of the inputs have about equal length, so that the next one is fetched in time.
+  int64_t num_pieces() const {
+    return (p_.inputs + Weights::kPieceInputs - 1) / Weights::kPieceInputs;
+  }
+  int64_t piece_start(int64_t piece) const {
+    constexpr int64_t kUnit = 32;  // inputs, a block of panels
+    return piece == num_pieces() ? p_.inputs : p_.inputs / kUnit * piece / num_pieces() * kUnit;
+  }
+
+  void add_piece(int64_t strip, int64_t place, int64_t strips, int64_t piece) {
+    int64_t first = piece_start(piece), last = piece_start(piece + 1);
+    add_tiles<Weights::kRows>(
+        weights_.piece(strip + place, strips, first, last, num_tiles<Weights::kRows>()), strips,
+        sums_ + place * 16);
+  }
+
+  template <int kMost>
+  int64_t num_tiles() const {
+    return (rows_ + kMost - 1) / kMost;
   }
 
   // Tiles have about equal height, because a low one reads as many weights as a full one.
   template <int kMost, class Source>
-  void add_tiles(const Source& source, int64_t strips, float* sums) const {
-    int64_t tiles = (rows_ + kMost - 1) / kMost;
+  void add_tiles(Source source, int64_t strips, float* sums) const {
+    int64_t tiles = num_tiles<kMost>();
     for (int64_t t = 0; t < tiles; ++t) {
       int64_t row = t * rows_ / tiles, count = (t + 1) * rows_ / tiles - row;
       const Element* x = x_.data + (first_ + row) * x_.stride;
@@ -131,7 +146,7 @@ class Multiplication {
   }
 
   template <int rows, class Source>
-  void add_tile(const Source& source, int64_t strips, const Element* x, float* sums) const {
+  void add_tile(Source& source, int64_t strips, const Element* x, float* sums) const {
     constexpr int wide = Source::wide(rows);
     int64_t s = 0;
     for (; s + wide <= strips; s += wide)

@@ -66,7 +66,7 @@ class PlainWeights {
   PlainWeights(const X* weight, int64_t inputs) : weight_(weight), inputs_(inputs) {}
 
   PlainSource<X> whole(int64_t strip) const { return source(strip, 0, inputs_, inputs_); }
-  PlainSource<X> piece(int64_t strip, int64_t, int64_t first, int64_t last) const {
+  PlainSource<X> piece(int64_t strip, int64_t, int64_t first, int64_t last, int64_t) const {
     return source(strip, first, last, last - first);
   }
 

@@ -136,16 +136,18 @@ struct InCache {
 
   const int32_t* data;
   int64_t first, count;  // blocks
+  Ahead ahead;
 
   static constexpr int wide(int) { return fp32::kPieceStrips; }
 
   template <int rows, int strips>
   __attribute__((noinline)) void add(int64_t strip, const int32_t* x, int64_t x_stride,
-                                     float* sums) const {
+                                     float* sums) {
     const int32_t* block = data + strip * count * kSize;
     x += first * kManySize<groups>;
     // One loop, since two groups unrolled would need more registers than there are.
     for (int64_t i = 0; i < count * groups; ++i) {
+      ahead.fetch();
       add_group<rows, strips>(i % groups, block, x, x_stride, sums);
       if (i % groups < groups - 1) continue;
       block += kSize;

@@ -214,16 +214,20 @@ struct InCache {
 
   const float* data;
   int64_t first, count;  // blocks
+  Ahead ahead;
 
   static constexpr int wide(int rows) { return fp32::tile_strips(rows); }
 
   template <int rows, int strips>
   __attribute__((noinline)) void add(int64_t strip, const float* x, int64_t x_stride,
-                                     float* sums) const {
+                                     float* sums) {
     const float* block = data + strip * count * kSize;
     x += first * kRowBlock<groups>;
     for (int64_t b = 0; b < count; ++b, block += kSize, x += kRowBlock<groups>)
-      for (int g = 0; g < groups; ++g) add_group<rows, strips>(g, block, x, x_stride, sums);
+      for (int g = 0; g < groups; ++g) {
+        ahead.fetch();
+        add_group<rows, strips>(g, block, x, x_stride, sums);
+      }
   }
 
   template <class R>

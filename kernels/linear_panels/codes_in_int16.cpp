@@ -133,17 +133,20 @@ struct InCache {
 
   const int32_t* data;
   int64_t first, count;  // blocks
+  Ahead ahead;
 
   static constexpr int wide(int) { return fp32::kPieceStrips; }
 
   template <int rows, int strips>
   __attribute__((noinline)) void add(int64_t strip, const int32_t* x, int64_t x_stride,
-                                     float* sums) const {
+                                     float* sums) {
     const int32_t* block = data + strip * count * kSize;
     x += first * kRowBlock<groups>;
     for (int64_t b = 0; b < count; ++b, block += kSize, x += kRowBlock<groups>)
-      for (int g = 0; g < groups; ++g)
+      for (int g = 0; g < groups; ++g) {
+        ahead.fetch();
         add_group<rows, strips>(g, block, RowBlock<groups>{x, x_stride}, sums);
+      }
   }
 
   template <class R>

@@ -3,8 +3,10 @@
 //
 // A block in the cache is scales, and minima kMins after them, [groups][16] in fp32, then from
 // kCodes on the codes, kSize elements in all. `put<R>(words, half, to)` writes the codes of four
-// inputs, for the outputs of one register, and returns the next place.
+// inputs, for the outputs of one register, and returns the next place. For each group of each block
+// that is multiplied, `ahead.fetch()` is called once.
 #pragma once
+#include "ahead.h"
 #include "fp32_rows.h"
 #include "product.h"
 #include "records.h"
@@ -20,19 +22,25 @@ class PackedCodes {
 
   InRegisters whole(int64_t strip) const { return {panel(strip), blocks_}; }
 
-  InCache piece(int64_t strip, int64_t strips, int64_t first, int64_t last) const {
+  InCache piece(int64_t strip, int64_t strips, int64_t first, int64_t last, int64_t tiles) const {
     first /= kBlock;
     last /= kBlock;
-    int64_t size = strips * (last - first) * InCache::kSize;
-    auto* data = (Element*)strips::scratch<fp32::NumberOfWeight<Element>>(size);
+    int64_t count = last - first;
+    auto* data = (Element*)strips::scratch<fp32::NumberOfWeight<Element>>(strips * count *
+                                                                          InCache::kSize);
     Element* to = data;
     for (int64_t s = 0; s < strips; ++s)
-      for (int64_t b = first; b < last; ++b, to += InCache::kSize) {
-        Block block = R::block(panel(strip + s), blocks_, b);
-        fetch<R::bytes>(block.record + (last - first) * R::bytes);  // the next piece
-        unpack(block, to);
-      }
-    return {data, first, last - first};
+      for (int64_t b = first; b < last; ++b, to += InCache::kSize)
+        unpack(R::block(panel(strip + s), blocks_, b), to);
+    // The next piece is of these strips, or of those behind them.
+    bool ends = last == blocks_;
+    Block next = R::block(panel(strip + (ends ? strips : 0)), blocks_, ends ? 0 : last);
+    int64_t panel_bytes = R::panel_bytes(blocks_);
+    if (R::has_factors)
+      for (int64_t s = 0; s < strips; ++s)
+        fetch<R::factor_bytes>(next.factors + s * panel_bytes);
+    return {data, first, count,
+            Ahead(next.record, count * R::bytes, strips, panel_bytes, tiles * count * R::groups)};
   }
 
  private:

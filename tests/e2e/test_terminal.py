@@ -13,7 +13,7 @@ from tests.helpers.server.picture_server import noise
 
 pytestmark = pytest.mark.e2e
 PROMPT = r"\n> $"
-UP, CTRL_C, CTRL_D = "\x1b[A", "\x03", "\x04"
+UP, CTRL_D = "\x1b[A", "\x04"
 ASKED = re.escape("\x1b[c")
 
 
@@ -63,7 +63,7 @@ def test_lines_come_back_in_the_next_conversation(terminal, server, history):
     assert history.stat().st_mode & 0o777 == 0o600
     assert "6 messages" in say(second, "/load chat.json\n")
     assert "6 messages. /load" in say(second, f"{UP * 2}\n"), "the line that saved it"
-    second.type(CTRL_C)
+    second.interrupt()
     assert second.wait() == 130
     lines = history.read_text().splitlines()
     assert lines[:3] == ["hello there", "one \\", "two"]
@@ -84,12 +84,12 @@ def test_an_interrupt_stops_an_answer_and_drops_a_message(terminal, server):
     say(opened, "/set max_tokens 4000\n")
     opened.type("Count from 1 to 1000.\n")
     opened.expect(r"1000\.\r\n.*\w")
-    opened.type(CTRL_C)
+    opened.interrupt()
     opened.expect("stopped")
     opened.expect(PROMPT)
     opened.type('"""\nhalf a thought\n')
-    opened.expect(r"\. $")
-    opened.type(CTRL_C)
+    opened.expect(r"half a thought\r\n\. $")
+    opened.interrupt()
     opened.expect("dropped")
     opened.expect(PROMPT)
     opened.type(CTRL_D)
@@ -149,7 +149,7 @@ def test_top_shows_a_server_until_somebody_leaves(terminal, server):
     assert opened.output.count("\x1b[?1049h") == opened.output.count("\x1b[?1049l") == 1
     opened = terminal("top", *url)
     opened.expect("No requests")
-    opened.type(CTRL_C)
+    opened.interrupt()
     assert opened.wait() == 0
     once = terminal("top", "--once", *url)
     assert once.wait() == 0

@@ -55,6 +55,14 @@ class PseudoTerminal:
     def type(self, text: str) -> None:
         os.write(self._own, text.encode())
 
+    def interrupt(self) -> None:
+        """Press Ctrl-C once it waits for something. While readline still writes its prompt, Python
+        would see the signal only at the next key, as it does for a person who is that quick."""
+        stat = Path(f"/proc/{self.process.pid}/stat")
+        while stat.read_text().rpartition(")")[2].split()[0] == "R":
+            time.sleep(0.01)
+        self.type("\x03")
+
     def expect(self, pattern: str, timeout_s: float = _PATIENCE_S) -> str:
         """Wait until new output matches; returns the new output up to the end of the match."""
         deadline_s = time.monotonic() + timeout_s
