@@ -7,13 +7,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-# Serving needs none of these, and they take a third of an image worker's start.
-for unneeded in ("bitsandbytes", "peft", "torchvision"):
-    sys.modules[unneeded] = None  # type: ignore[assignment]
-
 import engine.processes.pulse
 from tests.helpers.stalls import watch_loaded
 
+_NOT_INSTALLED = ("bitsandbytes", "peft", "torchvision")
+"""Packages of tests only, which other libraries would import: an image worker takes a second more
+to start."""
 _BETWEEN_STEPS = {
     "__main__.Loop": ("_submit", "_change_adapter", "_publish"),
     "engine.llm.engine.LLMEngine": ("abort", "_admit_prepared", "_advance_adapters"),
@@ -42,5 +41,6 @@ def watch_worker() -> None:
 
 
 if __name__ == "__main__":
+    sys.modules.update(dict.fromkeys(_NOT_INSTALLED))  # type: ignore[arg-type]
     watch_worker()
     runpy.run_module("engine.worker.loop", run_name="__main__", alter_sys=True)

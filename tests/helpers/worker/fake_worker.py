@@ -20,8 +20,9 @@ import threading
 import time
 from typing import Any
 
-# structlog would import it, which takes as long as a quarter of the start.
-sys.modules["rich"] = None  # type: ignore[assignment]
+if __name__ == "__main__":
+    # structlog would import it, which takes as long as a quarter of the start.
+    sys.modules["rich"] = None  # type: ignore[assignment]
 
 from engine.contract.adapter_orders import AdapterReport
 from engine.contract.generate import EngineStats, ModelInfo, TokenEvent
