@@ -280,11 +280,10 @@ async def test_sleep_waits_for_what_runs_and_later_requests_wake_it(begin):
 
 
 async def test_a_model_wakes_at_most_once_in_a_pause(begin, pause):
-    client = await begin("a=w600", "b=w600", "c=w600")
+    client = await begin("a=w600", "b=w600")
     await client.wake("b")
-    await client.wake("c")
-    pause(0.4)
-    wakes = {model: [] for model in "abc"}
+    pause(2.0)  # far longer than a worker takes to start
+    wakes = {model: [] for model in "ab"}
 
     async def attack(model):
         while min(map(len, wakes.values())) < 2:
@@ -294,9 +293,9 @@ async def test_a_model_wakes_at_most_once_in_a_pause(begin, pause):
                 wakes[model].append(woken_s)
             await asyncio.sleep(0.01)
 
-    await asyncio.gather(*(attack(model) for model in "abc" for _ in range(2)))
+    await asyncio.gather(*(attack(model) for model in "ab" for _ in range(2)))
     for times in wakes.values():
-        assert all(after - before >= 0.4 for before, after in pairwise(times))
+        assert all(after - before >= 2.0 for before, after in pairwise(times))
 
 
 @pytest.mark.parametrize("stops", [False, True])
