@@ -12,9 +12,47 @@ MINILM = "all-minilm-l6-v2"
 
 
 @pytest.fixture(scope="module")
-def server(start_shared_server, minilm_checkpoint, tiny_llama):
-    """A server with MiniLM and, under the name `tiny`, a random text model."""
-    return start_shared_server("--model", MINILM, "--model", f"tiny={tiny_llama()}")
+def text_server(start_shared_server, minilm_checkpoint, tiny_llama):
+    """A server of one random text model, which writes as `tiny` and only embeds as `embedder`."""
+    folder = str(tiny_llama())
+    tiny = {"ref": folder, "name": "tiny", "settings": {"kind": "auto"}}
+    models = ("--model", json.dumps(tiny), "--model", f"embedder={folder}")
+    loading = ("--enable-runtime-loading", "--loadable-model", MINILM)
+    return start_shared_server(*models, "--kind", "embedding", *loading)
+
+
+@pytest.fixture(scope="module")
+def server(text_server):
+    """The same server, which has loaded MiniLM, too."""
+    loaded = httpx.post(f"{text_server.url}/models/load", json={"model": MINILM}, timeout=120)
+    assert loaded.status_code == 200, loaded.text
+    return text_server
+
+
+def test_a_text_model_embeds_with_the_weights_that_it_has(text_server):
+    texts = ["hello", "a text of some more words", "hi"]
+    answers = [
+        httpx.post(f"{text_server.url}/v1/embeddings", json={"model": model, "input": texts}).json()
+        for model in ("tiny", "embedder")
+    ]
+    assert [answer["pooling"] for answer in answers] == ["last", "last"]
+    own, alone = ([one["embedding"] for one in answer["data"]] for answer in answers)
+    np.testing.assert_allclose(own, alone, atol=1e-5)
+    assert np.shape(alone) == (3, 64)
+    assert np.linalg.norm(alone, axis=1) == pytest.approx(1, abs=1e-2)
+    unnamed = httpx.post(f"{text_server.url}/v1/embeddings", json={"input": "hi"}).json()
+    assert unnamed["model"] == "embedder"
+    said = httpx.post(f"{text_server.url}/v1/completions", json={"prompt": "a", "max_tokens": 2})
+    assert said.json()["usage"]["completion_tokens"] == 2
+    body = {"prompt": "a", "model": "embedder"}
+    refused = httpx.post(f"{text_server.url}/v1/completions", json=body)
+    assert refused.status_code == 400
+    assert "model embedder makes embeddings" in refused.json()["error"]["message"]
+    done = [
+        text_server.metric("tandem_embedding_inputs_total", outcome="completed", model_name=model)
+        for model in ("tiny", "embedder")
+    ]
+    assert done == [3, 4]
 
 
 def embed(client, *texts, **options):
@@ -88,29 +126,3 @@ def test_a_client_that_leaves_is_not_served_to_the_end(server, client):
     cancelled = server.metric("tandem_embedding_inputs_total", outcome="cancelled")
     done = server.metric("tandem_embedding_inputs_total", outcome="completed")
     assert cancelled > 0 and cancelled + done >= 1500
-
-
-def test_a_text_model_embeds_with_the_weights_that_it_has(start_server, tiny_llama):
-    folder = str(tiny_llama())
-    tiny = {"ref": folder, "name": "tiny", "settings": {"kind": "auto"}}
-    models = ("--model", json.dumps(tiny), "--model", f"embedder={folder}")
-    server = start_server(*models, "--kind", "embedding")
-    texts = ["hello", "a text of some more words", "hi"]
-    answers = [
-        httpx.post(f"{server.url}/v1/embeddings", json={"model": model, "input": texts}).json()
-        for model in ("tiny", "embedder")
-    ]
-    assert [answer["pooling"] for answer in answers] == ["last", "last"]
-    own, alone = ([one["embedding"] for one in answer["data"]] for answer in answers)
-    np.testing.assert_allclose(own, alone, atol=1e-5)
-    assert np.shape(alone) == (3, 64)
-    assert np.linalg.norm(alone, axis=1) == pytest.approx(1, abs=1e-2)
-    unnamed = httpx.post(f"{server.url}/v1/embeddings", json={"input": "hi"}).json()
-    assert unnamed["model"] == "embedder"
-    said = httpx.post(f"{server.url}/v1/completions", json={"prompt": "a", "max_tokens": 2})
-    assert said.json()["usage"]["completion_tokens"] == 2
-    body = {"prompt": "a", "model": "embedder"}
-    refused = httpx.post(f"{server.url}/v1/completions", json=body)
-    assert refused.status_code == 400
-    assert "model embedder makes embeddings" in refused.json()["error"]["message"]
-    assert server.metric("tandem_embedding_inputs_total", outcome="completed") == 7

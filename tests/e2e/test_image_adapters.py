@@ -74,9 +74,9 @@ def test_they_are_chosen_swept_loaded_and_unloaded(server, client):
 
     def draw():
         with contextlib.suppress(openai.NotFoundError):  # the unload may come first
-            found.extend(pictures(client, [{"name": "neon"}], num_inference_steps=60))
+            found.extend(pictures(client, [{"name": "neon"}], num_inference_steps=20))
 
-    wanted = pictures(client, [{"name": "neon"}], num_inference_steps=60)
+    wanted = pictures(client, [{"name": "neon"}], num_inference_steps=20)
     drawing = threading.Thread(target=draw)
     drawing.start()
     unloaded = change(server, "unload", lora_name="neon")

@@ -51,10 +51,10 @@ def test_a_drawn_image_with_a_transparent_background(server):
 
 def test_others_are_answered_while_a_large_picture_is_solved(server):
     """A client that leaves ends its own picture."""
-    rows, columns = np.mgrid[:900, :900]
-    distance = np.hypot(rows - 450, columns - 450)
-    levels = np.select([distance < 200, distance > 400], [255, 0], 128).astype(np.uint8)
-    noise = np.random.default_rng(1).integers(0, 255, (900, 900, 3), dtype=np.uint8)
+    rows, columns = np.mgrid[:500, :500]
+    distance = np.hypot(rows - 250, columns - 250)
+    levels = np.select([distance < 110, distance > 220], [255, 0], 128).astype(np.uint8)
+    noise = np.random.default_rng(1).integers(0, 255, (500, 500, 3), dtype=np.uint8)
     files = {}
     for name, array in (("image", noise), ("trimap", levels)):
         file = io.BytesIO()

@@ -14,7 +14,7 @@ def host(start_shared_server):
     """The default model under the name that the documentation uses."""
     model = '{"ref": "smollm2-135m-instruct", "name": "gemma4"}'
     # Its calls set no limit, and a small model may not find an end.
-    return start_shared_server("--model", model, "--max-model-len", "512").url
+    return start_shared_server("--model", model, "--max-model-len", "96").url
 
 
 @pytest.fixture

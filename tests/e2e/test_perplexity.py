@@ -5,6 +5,9 @@ import subprocess
 import sys
 
 import pytest
+from typer.testing import CliRunner
+
+from server.cli import app
 
 pytestmark = pytest.mark.e2e
 
@@ -12,10 +15,14 @@ WORDS = ("the quick brown fox", " jumps\n", " 1984", " größe", " {x}", "zzqz")
 
 
 def perplexity(*args, code=0):
-    command = [sys.executable, "-m", "server", "perplexity", *map(str, args), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == code, done.stderr
-    return json.loads(done.stdout) if code == 0 else done.stderr
+    command = ["perplexity", *map(str, args), "--json"]
+    if code == 0:
+        program = [sys.executable, "-m", "server"]
+        done = subprocess.run([*program, *command], capture_output=True, text=True, check=True)
+        return json.loads(done.stdout)
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == code, done.output
+    return done.stderr
 
 
 def test_served_and_loaded_measure_alike(server, tiny_llama, tmp_path):

@@ -1,8 +1,10 @@
 """What is planned from headers is what a worker's process takes."""
 
+import contextlib
 import random
 import re
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 from engine.contract.orders import PlanningOrder
 from engine.contract.settings import EngineConfig
 from engine.planning.planner import make_plan
+from tests.helpers.draws import some
 from tests.helpers.models.tiny_wrappers import make_wrapper
 from tests.helpers.served import Server
 from tests.helpers.server.picture_server import data_url, encoded, noise
@@ -22,6 +25,7 @@ CACHE = Path("~/.cache/tandem").expanduser()
 POOL_GIB = 0.03
 """All of it is committed ahead."""
 TEXT = "smollm2-135m-instruct"
+IMAGES = "tandem-shapes"
 MIB = 1 << 20
 
 
@@ -57,27 +61,45 @@ def planned(model: str, quantization: str | None, **knobs: Any) -> int:
     return row["total_bytes"] - row["kv_bytes"] + pool
 
 
-@pytest.mark.parametrize("quantization", ["none", "gguf", "int8", None])
-def test_a_worker_takes_what_was_planned(quantization, start_server):
-    model = TEXT if quantization else "tandem-shapes"
-    knobs = ["--quantization", quantization, "--dtype", "bfloat16"] if quantization else []
+@pytest.fixture(scope="module")
+def server(start_shared_server):
+    """One that draws, and may load anything beside that."""
     pool = ("--kv-cache-memory-gib", str(POOL_GIB))
-    server = start_server("--model", model, "--device", "cpu", *pool, *knobs)
-    ask(server, is_text=quantization is not None)
-    [pid] = server.worker_pids()
-    measured = settled_bytes(pid)
-    wanted = planned(model, quantization)
+    loading = ("--enable-runtime-loading", "--loadable-model", "*")
+    return start_shared_server("--model", IMAGES, "--device", "cpu", *pool, *loading)
+
+
+@contextlib.contextmanager
+def loaded(server: Server, name: str, ref: str, **settings: Any) -> Iterator[int]:
+    """Serve a model for a while; give the process of its worker."""
+    others = server.worker_pids()
+    body = {"model": name, "ref": ref, "settings": {"dtype": "bfloat16", **settings}}
+    answer = httpx.post(f"{server.url}/models/load", json=body, timeout=300)
+    assert answer.status_code == 200, answer.text
+    [pid] = set(server.worker_pids()) - {*others}
+    yield pid
+    httpx.post(f"{server.url}/models/unload", json={"model": name}, timeout=60).raise_for_status()
+
+
+@pytest.mark.parametrize("quantization", some(["none", "gguf", "int8"], 2))
+def test_a_worker_takes_what_was_planned(quantization, server):
+    with loaded(server, "m", TEXT, quantization=quantization) as pid:
+        body = {"prompt": "The quick brown fox. " * 150, "max_tokens": 8, "model": "m"}
+        ask(server, "completions", body)
+        measured = settled_bytes(pid)
+    wanted = planned(TEXT, quantization)
     assert measured == pytest.approx(wanted, rel=0.1), (measured / MIB, wanted / MIB)
 
 
-def ask(server: Server, *, is_text: bool) -> None:
-    """Ask for a long prompt's answer, or for a picture."""
-    if is_text:
-        body = {"prompt": "The quick brown fox. " * 150, "max_tokens": 8, "model": TEXT}
-        answer = httpx.post(f"{server.url}/v1/completions", json=body, timeout=120)
-    else:
-        body = {"prompt": "a red circle", "model": "tandem-shapes"}
-        answer = httpx.post(f"{server.url}/v1/images/generations", json=body, timeout=120)
+def test_a_worker_that_draws_takes_what_was_planned(server):
+    ask(server, "images/generations", {"prompt": "a red circle", "model": IMAGES})
+    measured = settled_bytes(server.worker_pids()[0])
+    wanted = planned(IMAGES, None)
+    assert measured == pytest.approx(wanted, rel=0.1), (measured / MIB, wanted / MIB)
+
+
+def ask(server: Server, route: str, body: dict[str, Any]) -> None:
+    answer = httpx.post(f"{server.url}/v1/{route}", json=body, timeout=300)
     assert answer.status_code == 200, answer.text
 
 
@@ -86,8 +108,8 @@ NUM_TEXTS = 8
 SIZES = {"hidden_size": 768, "max_position_embeddings": 4096, "initializer_range": 0.02}
 
 
-@pytest.mark.parametrize("kind", ["hybrid", "mixture", "pictures"])
-def test_workers_of_other_kinds_take_what_was_planned(kind, start_server, request, tmp_path):
+@pytest.mark.parametrize("kind", some(["hybrid", "mixture", "pictures"], 2))
+def test_workers_of_other_kinds_take_what_was_planned(kind, server, request, tmp_path):
     """Models whose weights and states take about 200 MiB."""
     if kind == "hybrid":
         make = request.getfixturevalue("tiny_qwen3_5")
@@ -101,23 +123,20 @@ def test_workers_of_other_kinds_take_what_was_planned(kind, start_server, reques
         text = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 6}
         vision = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 8}
         model = make_wrapper(tmp_path, "smolvlm", text=text, vision=vision)
-    knobs = ["--quantization", "none", "--dtype", "bfloat16", "--max-num-seqs", str(NUM_TEXTS)]
-    pool = ("--kv-cache-memory-gib", str(POOL_GIB))
-    server = start_server("--model", f"m={model}", "--device", "cpu", *pool, *knobs)
     content = [{"type": "text", "text": "What is it? " * 20}]
     if kind == "pictures":
         url = data_url(encoded(noise(150, 150)))
         content.append({"type": "image_url", "image_url": {"url": url}})
-    with ThreadPoolExecutor(NUM_TEXTS) as clients:
-        list(clients.map(lambda number: chat(server, number, content), range(2 * NUM_TEXTS)))
-    [pid] = server.worker_pids()
-    measured, wanted = settled_bytes(pid), planned(str(model), "none", max_num_seqs=NUM_TEXTS)
+    with loaded(server, "m", str(model), quantization="none", max_num_seqs=NUM_TEXTS) as pid:
+        with ThreadPoolExecutor(NUM_TEXTS) as clients:
+            list(clients.map(lambda number: chat(server, number, content), range(NUM_TEXTS + 2)))
+        measured = settled_bytes(pid)
+    wanted = planned(str(model), "none", max_num_seqs=NUM_TEXTS)
     assert measured == pytest.approx(wanted, rel=0.15), (measured / MIB, wanted / MIB)
 
 
 def chat(server: Server, number: int, content: list[dict[str, Any]]) -> None:
     own = {"type": "text", "text": f"{number} {random.random()}"}
     messages = [{"role": "user", "content": [own, *content]}]
-    body = {"model": "m", "messages": messages, "max_tokens": 40, "ignore_eos": True}
-    answer = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=300)
-    assert answer.status_code == 200, answer.text
+    body = {"model": "m", "messages": messages, "max_tokens": 20, "ignore_eos": True}
+    ask(server, "chat/completions", body)

@@ -5,22 +5,24 @@ import httpx
 import pytest
 
 from tests.helpers.long_bodies import TO_ANSWER, TO_EMBED, written
+from tests.helpers.models.tiny_encoders import make_encoder
 
 pytestmark = pytest.mark.e2e
-MINILM = "all-minilm-l6-v2"
 
 
 @pytest.fixture(scope="module")
-def server(start_shared_server, minilm_checkpoint, tiny_llama):
-    """MiniLM, and a random text model `tiny` that reads 8192 tokens."""
-    tiny = tiny_llama(max_position_embeddings=8192)
-    return start_shared_server("--model", MINILM, "--model", f"tiny={tiny}")
+def server(start_shared_server, tiny_llama, tmp_path_factory):
+    """A random encoder `embedder` that reads 256 tokens, and a random text model `tiny` that reads
+    8192."""
+    embedder = make_encoder(tmp_path_factory.mktemp("embedder"), max_position_embeddings=256)
+    models = (f"embedder={embedder}", f"tiny={tiny_llama(max_position_embeddings=8192)}")
+    return start_shared_server(*(word for model in models for word in ("--model", model)))
 
 
 @pytest.mark.parametrize("name", TO_EMBED)
 def test_texts_to_embed_hold_nobody_up(server, name):
     path, body = TO_EMBED[name]()
-    _ask(server, path, {"model": MINILM, **body})
+    _ask(server, path, {"model": "embedder", **body})
 
 
 @pytest.mark.parametrize("name", TO_ANSWER)

@@ -11,12 +11,15 @@ import random
 import secrets
 import sys
 import zlib
+from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 import pytest
 
 VARIABLE = "TEST_SEED"
 """The environment variable, which the processes that share the files inherit."""
+T = TypeVar("T")
 
 
 def pytest_configure() -> None:
@@ -34,6 +37,12 @@ def pytest_collectstart(collector: pytest.Collector) -> None:
 @pytest.hookimpl(tryfirst=True)  # before fixtures draw
 def pytest_runtest_setup(item: pytest.Item) -> None:
     seed_generators(item.nodeid)
+
+
+def some(values: Sequence[T], number: int) -> list[T]:
+    """Draw some of a test's cases while files are collected; ALL_CASES=1 gives all of them. For
+    whole servers, where a quicker test runs each of the cases."""
+    return [*values] if "ALL_CASES" in os.environ else random.sample(values, number)
 
 
 def seed_generators(name: str) -> None:

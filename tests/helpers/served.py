@@ -22,6 +22,7 @@ from tests.helpers import stalls
 START_TIMEOUT_S = 300
 STOP_TIMEOUT_S = 120
 """The time to wait for a stop, longer than any drain that a test asks for."""
+_POLL_S = 0.05
 _PROGRAM = str(Path(__file__).with_name("watched_server.py"))
 # The gauges that show that no text is being written and no block is held.
 TEXT_WORK = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_ratio")
@@ -70,7 +71,7 @@ class Server:
                 status, body = self.get(path)
                 if status == 200:
                     return body
-            time.sleep(0.02)
+            time.sleep(_POLL_S)
         return pytest.fail(f"{path} did not answer 200 in {timeout_s} s:\n{self.log()}")
 
     def log(self) -> str:
@@ -99,7 +100,7 @@ class Server:
         deadline_s = time.monotonic() + timeout_s
         while not is_so():
             assert time.monotonic() < deadline_s, f"not so in {timeout_s} s:\n{self.log()}"
-            time.sleep(0.02)
+            time.sleep(_POLL_S)
 
     def wait_idle(self, timeout_s: float, names: Sequence[str] = TEXT_WORK) -> None:
         """Wait until these gauges are zero."""

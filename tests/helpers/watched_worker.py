@@ -10,6 +10,9 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import engine.processes.pulse
 from tests.helpers.stalls import watch_loaded
 
+_NOT_INSTALLED = ("bitsandbytes", "peft", "torchvision")
+"""Packages of tests only, which other libraries would import: an image worker takes a second more
+to start."""
 _BETWEEN_STEPS = {
     "__main__.Loop": ("_submit", "_change_adapter", "_publish"),
     "engine.llm.engine.LLMEngine": ("abort", "_admit_prepared", "_advance_adapters"),
@@ -38,5 +41,6 @@ def watch_worker() -> None:
 
 
 if __name__ == "__main__":
+    sys.modules.update(dict.fromkeys(_NOT_INSTALLED))  # type: ignore[arg-type]
     watch_worker()
     runpy.run_module("engine.worker.loop", run_name="__main__", alter_sys=True)

@@ -5,7 +5,6 @@ import contextlib
 import os
 import random
 import signal
-import time
 from itertools import pairwise
 
 import pytest
@@ -281,11 +280,10 @@ async def test_sleep_waits_for_what_runs_and_later_requests_wake_it(begin):
 
 
 async def test_a_model_wakes_at_most_once_in_a_pause(begin, pause):
-    client = await begin("a=w600", "b=w600", "c=w600")
+    client = await begin("a=w600", "b=w600")
     await client.wake("b")
-    await client.wake("c")
-    pause(1.0)
-    wakes = {model: [] for model in "abc"}
+    pause(2.0)  # far longer than a worker takes to start
+    wakes = {model: [] for model in "ab"}
 
     async def attack(model):
         while min(map(len, wakes.values())) < 2:
@@ -293,10 +291,11 @@ async def test_a_model_wakes_at_most_once_in_a_pause(begin, pause):
             woken_s = client._supervisors[model].slumber._woken_s
             if woken_s is not None and woken_s not in wakes[model]:
                 wakes[model].append(woken_s)
+            await asyncio.sleep(0.01)
 
-    await asyncio.gather(*(attack(model) for model in "abc" for _ in range(2)))
+    await asyncio.gather(*(attack(model) for model in "ab" for _ in range(2)))
     for times in wakes.values():
-        assert all(after - before >= 1.0 for before, after in pairwise(times))
+        assert all(after - before >= 2.0 for before, after in pairwise(times))
 
 
 @pytest.mark.parametrize("stops", [False, True])
@@ -394,10 +393,14 @@ async def test_random_traffic_loses_nothing_and_stays_within_the_budget(begin, p
     for model in "abcd":
         await client.wake(model)
     pause(0.2)
-    end_s, rng, counts = time.monotonic() + 6, random.Random(), dict.fromkeys("abcd", 0)
+    rng, counts = random.Random(), dict.fromkeys("abcd", 0)
+    wakes_before = sum(num_wakes(client).values())
+
+    def is_over():
+        return min(counts.values()) >= 2 and sum(num_wakes(client).values()) >= wakes_before + 4
 
     async def user():
-        while time.monotonic() < end_s:
+        while not is_over():
             model, tokens = rng.choice("abcd"), [rng.randrange(100) for _ in range(3)]
             asking = asyncio.create_task(ask(client, model, *tokens))
             if rng.random() < 0.2:
@@ -410,11 +413,10 @@ async def test_random_traffic_loses_nothing_and_stays_within_the_budget(begin, p
                 counts[model] += 1
 
     async def watch():
-        while time.monotonic() < end_s:
+        while not is_over():
             assert held(client) <= BUDGET
             await asyncio.sleep(0.005)
 
-    await asyncio.gather(watch(), *(user() for _ in range(6)))
-    assert min(counts.values()) >= 2, counts
-    assert sum(num_wakes(client).values()) >= 4
+    async with asyncio.timeout(60):
+        await asyncio.gather(watch(), *(user() for _ in range(6)))
     await until(lambda: not any(s.slumber.is_wanted for s in client._supervisors.values()))

@@ -59,13 +59,13 @@ async def test_a_dead_lock_is_noticed_although_the_pulse_goes_on(start):
 
 
 async def test_a_step_without_an_end_is_noticed(start):
-    client = await start("m=x", worker_timeout_s=2, step_timeout_s=4)
-    await check_replaced(client, "m", [client.submit(request([6]))], "no step has ended for 4 s")
+    client = await start("m=x", worker_timeout_s=2, step_timeout_s=3)
+    await check_replaced(client, "m", [client.submit(request([6]))], "no step has ended for 3 s")
 
 
 async def test_a_long_step_that_computes_is_let_be(start):
     client = await start("m=x", worker_timeout_s=2)
-    assert tokens_of(await collect(client.submit(request([7, 6])))) == [7, 6]
+    assert tokens_of(await collect(client.submit(request([7, 4])))) == [7, 4]
     assert status_of(client, "m").restarts == 0
 
 
@@ -95,7 +95,7 @@ async def main():
     client = ProcessEngineClient([ModelSpec.parse("m=x")], options)
     await client.start()
     await until(lambda: client.infos(GENERATE))
-    working = client.submit(request([7, 8], "working"))
+    working = client.submit(request([7, 5], "working"))
     print("ready", flush=True)
     await asyncio.to_thread(sys.stdin.readline)
     await asyncio.sleep(1.0)
@@ -123,7 +123,7 @@ def test_a_server_that_was_stopped_itself_ends_no_worker(tmp_path):
         while server.stdout.readline() != "ready\n":  # log lines
             assert server.poll() is None
         server.send_signal(signal.SIGSTOP)
-        time.sleep(4)
+        time.sleep(3)
         server.send_signal(signal.SIGCONT)
         output, _ = server.communicate("go on\n", timeout=30)
     finally:
@@ -131,4 +131,4 @@ def test_a_server_that_was_stopped_itself_ends_no_worker(tmp_path):
         server.wait()
         server.stdin.close()
         server.stdout.close()
-    assert output.splitlines()[-1] == "[1, 5, 7, 8] 0 0"
+    assert output.splitlines()[-1] == "[1, 5, 7, 5] 0 0"

@@ -20,6 +20,10 @@ import threading
 import time
 from typing import Any
 
+if __name__ == "__main__":
+    # structlog would import it, which takes as long as a quarter of the start.
+    sys.modules["rich"] = None  # type: ignore[assignment]
+
 from engine.contract.adapter_orders import AdapterReport
 from engine.contract.generate import EngineStats, ModelInfo, TokenEvent
 from engine.contract.request import FinishReason

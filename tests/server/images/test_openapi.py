@@ -70,4 +70,4 @@ def test_generated_requests(method: str, path: str, mode: GenerationMode) -> Non
     """Nothing is a 5xx, and each answer has a documented status, type and schema."""
     if method != "POST" and mode is GenerationMode.NEGATIVE:
         return  # any text may be an id
-    send_generated(ImageServer().app, path, method, mode=mode)
+    send_generated(ImageServer().app, path, method, mode=mode, num_examples=25)

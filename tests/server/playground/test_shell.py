@@ -8,6 +8,7 @@ import pytest
 from playwright.async_api import expect
 
 from server.routes.playground import FILES
+from tests.helpers.draws import some
 from tests.helpers.server.browser import Visit
 from tests.helpers.server.fake_server import client_of
 from tests.helpers.server.text_server import MODEL, TextServer
@@ -17,6 +18,8 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 KEY = "zebra-key"
 BROWSER = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
 MOST_BYTES = 400_000
+WAYS_TO_LOOK = some([[("light", 360), ("dark", 1280)], [("light", 1280), ("dark", 360)]], 1)
+"""Each scheme and each width once: colours do not depend on the width."""
 
 
 async def test_the_page_opens_and_lists_its_views(server: TextServer, start_visit: Any) -> None:
@@ -132,8 +135,7 @@ async def test_a_slow_network_only_takes_longer(server: TextServer, start_visit:
     await expect(page.get_by_text("The page is being loaded")).to_have_count(0)
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [360, 1280])
+@pytest.mark.parametrize(("scheme", "width"), [one for pair in WAYS_TO_LOOK for one in pair])
 async def test_accessibility(server: TextServer, start_visit: Any, scheme: str, width: int) -> None:
     """axe-core finds no fault in any view, and nothing is wider than the screen."""
     server.say(

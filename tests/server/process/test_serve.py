@@ -1,6 +1,7 @@
 """The real process with a scripted engine: signals, draining, sockets."""
 
 import contextlib
+import itertools
 import json
 import signal
 import socket
@@ -21,6 +22,7 @@ from server.app import create_app
 from server.process.listen import open_listener
 from server.process.serve import DrainingServer, uvicorn_config
 from server.settings import Settings
+from tests.helpers.draws import some
 from tests.helpers.server.fake_engine import FakeEngine
 
 pytestmark = pytest.mark.e2e
@@ -89,24 +91,39 @@ class Child:
     def wait(self, timeout_s=60):
         return self.process.wait(timeout_s)
 
+    def end(self):
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+
 
 @pytest.fixture
 def start(tokenizer_folder, tmp_path):
-    children = []
+    with contextlib.ExitStack() as stack:
+        numbers = itertools.count()
 
-    def start(delay_s=0.0, wait=True, stop_s=0.0, **given):
-        log_path = tmp_path / f"server-{len(children)}.log"
-        child = Child(tokenizer_folder, log_path, delay_s, stop_s, given)
-        children.append(child)
-        if wait:
-            child.wait_for_ready()
-        return child
+        def start(delay_s=0.0, wait=True, stop_s=0.0, **given):
+            log_path = tmp_path / f"server-{next(numbers)}.log"
+            child = Child(tokenizer_folder, log_path, delay_s, stop_s, given)
+            stack.callback(child.end)
+            if wait:
+                child.wait_for_ready()
+            return child
 
-    yield start
-    for child in children:
-        if child.process.poll() is None:
-            child.process.kill()
-        child.process.wait()
+        yield start
+
+
+@pytest.fixture(scope="module")
+def bounded(tokenizer_folder, tmp_path_factory):
+    """One that is sent too much, by several tests."""
+    log_path = tmp_path_factory.mktemp("bounded") / "server.log"
+    given = {"api_keys": "the-key", "max_body_bytes": "65536"}
+    child = Child(tokenizer_folder, log_path, 0.0, 0.0, given)
+    try:
+        child.wait_for_ready()
+        yield child
+    finally:
+        child.end()
 
 
 class Reader(threading.Thread):
@@ -137,7 +154,7 @@ def ask(child):
     return httpx.post(f"{child.url}/v1/completions", json={"prompt": "the fox", "max_tokens": 2})
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", some([signal.SIGTERM, signal.SIGINT], 1))
 def test_a_signal_drains(start, number):
     child = start(delay_s=0.05)
     reader = Reader(child, max_tokens=40)
@@ -163,23 +180,27 @@ def test_a_signal_drains(start, number):
     idle.close()
 
 
-def test_without_work_it_stops_at_once(start):
-    child = start(drain_timeout_s="120")
-    start_s = time.monotonic()
-    child.kill(signal.SIGTERM)
-    assert child.wait() == 0
-    assert time.monotonic() - start_s < 60
-
-
-def test_collections_do_not_walk_what_is_loaded(start):
-    child = start()
+def test_without_work_it_stops_at_once_and_its_log_is_json_throughout(start):
+    """And garbage collections did not walk what was loaded."""
+    child = start(drain_timeout_s="120", log_level="debug")
+    ask(child)
     deadline_s = time.monotonic() + 30
     while "try_with" not in child.log():
         assert time.monotonic() < deadline_s, child.log()
         time.sleep(0.05)
+    start_s = time.monotonic()
     child.kill(signal.SIGTERM)
     assert child.wait() == 0
+    assert time.monotonic() - start_s < 60
     assert int(child.frozen_path.read_text()) > 50_000
+    lines = [json.loads(line) for line in child.log().splitlines()]
+    ready = next(line for line in lines if line["message"] == "ready")
+    assert ready["try_with"]
+    assert all(line.endswith(f" --url {child.url}") for line in ready["try_with"])
+    request = next(line for line in lines if line.get("route") == "/v1/completions")
+    assert request["status"] == 200
+    assert request["request_id"]
+    assert "the fox" not in child.log(), "prompts are not logged unless asked for"
 
 
 async def test_routes_are_built_before_the_first_request(monkeypatch):
@@ -264,11 +285,12 @@ def ask_long(child):
 
 
 def test_a_port_in_use_is_one_line(start):
-    first = start()
-    second = start(wait=False, port=str(first.port))
-    assert second.wait() == 1
-    assert second.log().startswith(f"tandem: port {first.port} is in use")
-    assert len(second.log().splitlines()) == 1
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        child = start(wait=False, port=str(port))
+        assert child.wait() == 1
+    assert child.log().startswith(f"tandem: port {port} is in use")
+    assert len(child.log().splitlines()) == 1
 
 
 def test_a_certificate_that_is_none_is_one_line(start, tmp_path):
@@ -295,16 +317,15 @@ def test_a_unix_socket(start, tmp_path):
     assert not path.exists()
 
 
-def test_a_client_that_is_still_sending_reads_the_413(start):
-    child = start(max_body_bytes="65536")
+def test_a_client_that_is_still_sending_reads_the_413(bounded):
     for head in (
         b"Content-Length: 200000\r\n\r\n",
         b"Transfer-Encoding: chunked\r\n\r\n",
     ):
         chunked = b"chunked" in head
-        with socket.create_connection(("127.0.0.1", child.port), timeout=10) as connection:
+        with socket.create_connection(("127.0.0.1", bounded.port), timeout=10) as connection:
             connection.sendall(
-                b"POST /v1/completions HTTP/1.1\r\nHost: x\r\n"
+                b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer the-key\r\n"
                 b"Content-Type: application/json\r\n" + head
             )
             for _ in range(20):
@@ -323,19 +344,18 @@ def test_a_client_that_is_still_sending_reads_the_413(start):
 @pytest.mark.parametrize(
     ("start_of_line", "end_of_line"), [(b"", b""), (b"X-Line: ", b"\r\n")], ids=["one", "many"]
 )
-def test_a_hundred_megabytes_of_headers_cost_nothing(start, start_of_line, end_of_line):
-    child = start(api_keys="the-key")
-    memory = psutil.Process(child.process.pid).memory_info
+def test_a_hundred_megabytes_of_headers_cost_nothing(bounded, start_of_line, end_of_line):
+    memory = psutil.Process(bounded.process.pid).memory_info
     before = memory().rss
     piece = (start_of_line + b"v" * 1000 + end_of_line) * 100
     slowest_s = 0.0
-    with socket.create_connection(("127.0.0.1", child.port), timeout=60) as connection:
+    with socket.create_connection(("127.0.0.1", bounded.port), timeout=60) as connection:
         connection.sendall(b"GET /v1/models HTTP/1.1\r\nHost: x\r\nX-Value: ")
         for number in range(1000):
             connection.sendall(piece)
             if number % 100 == 0:
                 start_s = time.monotonic()
-                assert httpx.get(f"{child.url}/health", timeout=60).status_code == 200
+                assert httpx.get(f"{bounded.url}/health", timeout=60).status_code == 200
                 slowest_s = max(slowest_s, time.monotonic() - start_s)
         answer = connection.recv(65536)
     assert answer.startswith(b"HTTP/1.1 431 "), answer[:200]
@@ -343,28 +363,13 @@ def test_a_hundred_megabytes_of_headers_cost_nothing(start, start_of_line, end_o
     assert slowest_s < 30  # 0.1 s on an idle machine; it was minutes
 
 
-def test_a_client_that_asks_first_is_refused_before_it_sends(start):
-    child = start(max_body_bytes="65536")
-    with socket.create_connection(("127.0.0.1", child.port), timeout=10) as connection:
+def test_a_client_that_asks_first_is_refused_before_it_sends(bounded):
+    with socket.create_connection(("127.0.0.1", bounded.port), timeout=10) as connection:
         connection.sendall(
-            b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n"
+            b"POST /v1/completions HTTP/1.1\r\nHost: x\r\n"
+            b"Authorization: Bearer the-key\r\nExpect: 100-continue\r\n"
             b"Content-Type: application/json\r\nContent-Length: 200000\r\n\r\n"
         )
         answer = connection.recv(65536)
     assert answer.startswith(b"HTTP/1.1 413")
     assert b"100 Continue" not in answer
-
-
-def test_its_log_is_json_throughout(start):
-    child = start(log_level="debug")
-    ask(child)
-    child.kill(signal.SIGTERM)
-    assert child.wait() == 0
-    lines = [json.loads(line) for line in child.log().splitlines()]
-    ready = next(line for line in lines if line["message"] == "ready")
-    assert ready["try_with"]
-    assert all(line.endswith(f" --url {child.url}") for line in ready["try_with"])
-    request = next(line for line in lines if line.get("route") == "/v1/completions")
-    assert request["status"] == 200
-    assert request["request_id"]
-    assert "the fox" not in child.log(), "prompts are not logged unless asked for"
