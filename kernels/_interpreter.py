@@ -10,9 +10,9 @@ they load.
 The interpreter has no specialisation either: an integer that is 1 reaches a compiled kernel as a
 constant, which has no `.to`, so it must reach an interpreted one as a constant, too.
 
-It searches Triton's language for what it replaces by its own in each call of a function by a kernel,
-and compares types anew for each number. Here that is done once per launch and type, which halves the
-time of a kernel.
+It searches the language for what it replaces by its own whenever a kernel calls a function, and
+compares types anew for each number. Here that is done once per launch and type, which halves a
+kernel's time.
 """
 
 import functools
@@ -81,7 +81,7 @@ def _run_specialised(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: A
 
 
 def _patched_once(patch_lang: Any, fn: Any) -> Any:
-    """Patch the language for a kernel and for the functions that it calls, which find it patched."""
+    """Patch the language for a kernel and for the functions it calls, which find it patched."""
     if tl.core.is_builtin(tl.core.load):
         return patch_lang(types.SimpleNamespace(__globals__={"tl": tl, "core": tl.core}))
     return types.SimpleNamespace(restore=lambda: None)
