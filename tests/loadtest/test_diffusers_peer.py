@@ -84,6 +84,7 @@ async def drawn_pictures(url: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # those of diffusers
 async def test_a_random_model_is_drawn(random_model: Path) -> None:
     threads = torch.get_num_threads()
     painter = DiffusersPainter(random_model, dtype="float32", channels_last=False, threads=threads)
