@@ -77,8 +77,12 @@ inline float sigmoid(float x) {
   return (x < 0 ? e : 1.0f) / (1.0f + e);
 }
 
-// A parallel region costs a few microseconds, and far more when the cores have other work.
-inline bool worth_threads(int64_t num_elements) { return num_elements >= 1 << 16; }
+// A parallel region costs a few microseconds, and far more when the cores have other work. One
+// variable of the whole library, so that tests can have small cases divided, too.
+extern "C" {
+inline int64_t tandem_serial_below = 1 << 16;
+}
+inline bool worth_threads(int64_t num_elements) { return num_elements >= tandem_serial_below; }
 
 // The number of threads of the next parallel region; torch.set_num_threads() sets it.
 inline int64_t num_threads() { return omp_get_max_threads(); }

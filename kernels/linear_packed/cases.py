@@ -31,7 +31,7 @@ CASES = (
     Case("smollm2_qkv_decode", 1, 576, 960),
     Case("smollm2_gate_up_batch", 33, 576, 3072),
     Case("smollm2_down_chunk", 129, 1536, 576),
-    Case("smollm2_logits", 2, 576, 49152, fp32_out=True),
+    Case("logits", 2, 576, 6160, fp32_out=True),
     Case("qwen3_down", 7, 3072, 1024),
     Case("pieces", 13, 9000, 64),
     Case("bias", 5, 64, 80, bias=True),

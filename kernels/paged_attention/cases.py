@@ -63,7 +63,7 @@ CASES = (
     Case(
         "aligned", ((1, 100), (1, 27), (1, 26), (1, 9), (40, 40), (10, 60)), window=13, aligned=True
     ),
-    Case("llama4_mixed", ((1, 1500), (1, 9), (50, 1060)), 40, 8, 128, window=512, aligned=True),
+    Case("llama4_mixed", ((1, 1500), (1, 9), (50, 1060)), 10, 2, 128, window=512, aligned=True),
     Case("int8_aligned", ((1, 70), (9, 40)), window=16, kv_dtype=torch.int8, aligned=True),
     Case("head_80", ((1, 70), (1, 9), (9, 40)), 8, 2, 80, 32),
     Case("head_96", ((1, 70), (9, 40)), 3, 3, 96),

@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from kernels import _triton, cache_folder, isa, native
+from kernels.measured.self_benchmark import COMMON_TYPES, product_times
 from kernels.shared import stages
 
 
@@ -41,11 +43,13 @@ def test_tritons_own_setting_is_kept(folder, monkeypatch, tmp_path):
 
 @pytest.mark.slow
 def test_the_command_builds_into_it(folder):
-    # What is compiled already is brought along: linking is left to do.
+    # What is compiled and measured already is brought along: linking is left to do.
     native.library()
+    product_times(COMMON_TYPES, torch.bfloat16)
     folder.mkdir()
-    for compiled in cache_folder.cache_folder().glob("*.o"):
-        shutil.copy(compiled, folder)
+    for pattern in ("*.o", "*.times.json"):
+        for there in cache_folder.cache_folder().glob(pattern):
+            shutil.copy(there, folder)
     command = [sys.executable, "-m", "kernels", "--kernels-dir", str(folder)]
     command += ["--cpu-isa", isa.chosen()]
     subprocess.run(command, check=True, capture_output=True, timeout=300)

@@ -71,7 +71,7 @@ def test_a_library_that_orders_sums_by_the_number_of_rows_is_found_out():
 @pytest.mark.slow
 @pytest.mark.parametrize("rung", isa.RUNGS)
 def test_other_processors_get_the_same_result(rung, run_build_of):
-    run_build_of(cpu, rung, "-O0", "-Wno-psabi")  # quickly
+    run_build_of(cpu, rung)
     for dtype, tolerance in ((torch.float32, 2e-5), (torch.bfloat16, 2e-2), (torch.float16, 3e-3)):
         for rows in (3, 19):
             x, weight = problem(dtype, rows, 1100, 208)

@@ -44,6 +44,7 @@ def test_it_tells_by_what_auto_decides(capsys, monkeypatch):
         ),
     }
     monkeypatch.setattr(kernels_main, "product_times", lambda types, dtype: times)
+    monkeypatch.setattr(kernels, "OPS", [kernels.rms_norm])
     assert main([]) == 0
     heading, *lines = capsys.readouterr().out.split("\n\n")[2].splitlines()
     assert heading.split()[:3] == ["weights", "auto", "keeps"]
@@ -55,6 +56,7 @@ def test_it_tells_by_what_auto_decides(capsys, monkeypatch):
 
 
 def test_it_says_what_is_lost_without_a_compiler(capsys, monkeypatch):
+    monkeypatch.setattr(kernels, "OPS", [kernels.rms_norm])
     monkeypatch.setattr(native, "library", lambda: None)
     monkeypatch.setattr(compilers, "NAMES", ("no-such-compiler",))
     runs, others = rows(capsys)["rms_norm"]

@@ -29,5 +29,5 @@ def test_a_rounding_before_the_weight_is_found():
 @pytest.mark.slow
 def test_what_changes_nothing_survives():
     line = "turned = low * cos - high * sin"
-    same = Mutant("the same", "gelu_mul", "rope_store_kv/triton.py", line, line + "  ")
+    same = Mutant("the same", "sigmoid_mul", "rope_store_kv/triton.py", line, line + "  ")
     assert run(same) == (SURVIVED, "")

@@ -8,6 +8,7 @@ import torch
 import kernels
 from kernels import _triton, native
 from kernels.tools.check import check
+from tests.helpers.kernels.interpreted import SIZES, as_interpreted
 
 CPU = torch.device("cpu")
 GPU = torch.device("cuda")
@@ -25,7 +26,8 @@ def implementations():
                     marks = [pytest.mark.gpu] if device is GPU else []
                     some = dtypes(op, name, number, device, first)
                     id = f"{op.name}-{name}-{case.name}-{device.type}"
-                    yield pytest.param(op, name, case, some, device, id=id, marks=marks)
+                    run = as_interpreted(op, case) if is_interpreted(name, device) else case
+                    yield pytest.param(op, name, run, some, device, id=id, marks=marks)
 
 
 def devices(name):
@@ -34,12 +36,15 @@ def devices(name):
     return [GPU] if name == "triton" else [CPU, GPU]
 
 
+def is_interpreted(name, device):
+    return name == "triton" and device is CPU
+
+
 def dtypes(op, name, number, device, first):
-    """Interpreting takes minutes: cases take turns, from a drawn one on. fp16 goes the way of bf16:
+    """Interpreting takes long: cases take turns, from a drawn one on. fp16 goes the way of bf16:
     every third case has it, too. The reference is not compared with itself."""
-    interpreted = name == "triton" and device is CPU
     every = getattr(op.cases, "TESTED_DTYPES", DTYPES)
-    if interpreted:
+    if is_interpreted(name, device):
         turns = every[:2] if number % 3 < 2 else every
         return [turns[(number // 3 + first) % len(turns)]]
     if name == "reference" and device is CPU:
@@ -72,3 +77,8 @@ def test_a_call_says_which_implementation_runs(op, monkeypatch):
 def test_contract_is_written_down(op):
     assert "Args:" in op.__doc__
     assert op.__name__ == op.name
+
+
+def test_smaller_cases_are_cases_of_their_operations():
+    cases = {op.name: {case.name for case in op.cases.CASES} for op in kernels.OPS}
+    assert all(smaller.keys() <= cases[name] for name, smaller in SIZES.items())

@@ -1,6 +1,5 @@
 import contextlib
 import shlex
-import subprocess
 import sys
 import threading
 import time
@@ -9,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from loadtest.diffusers_peer import PeerServer
+from loadtest import random_sd
+from loadtest.diffusers_peer import DiffusersPainter, PeerServer
 from loadtest.drive import drive
 from loadtest.image_client import ImageClient, ImageTarget
 from loadtest.image_measure import image_probe
@@ -69,27 +70,40 @@ async def test_what_it_refuses() -> None:
 @pytest.fixture(scope="module")
 def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("random") / "model"
-    write = (sys.executable, "-W", "ignore", "-m", "loadtest.random_sd", folder, "--size", "tiny")
-    subprocess.run(write, check=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["random_sd", str(folder), "--size", "tiny"])
+        random_sd.main()
     return folder
 
 
+async def drawn_pictures(url: str) -> None:
+    workload = closed_images(SETTINGS, 2, 3, seed=2)
+    outcome = await drive(workload, ImageClient(ImageTarget(url, "m")))
+    assert [record.error for record in outcome.records] == [None] * 3
+    assert all(record.num_bytes and record.num_bytes > 200 for record in outcome.records)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", ["--dtype float32", "--dtype bfloat16 --channels-last"])
-async def test_a_random_model_is_drawn(
-    random_model: Path, unused_tcp_port: int, tmp_path: Path, variant: str
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # those of diffusers
+async def test_a_random_model_is_drawn(random_model: Path) -> None:
+    threads = torch.get_num_threads()
+    painter = DiffusersPainter(random_model, dtype="float32", channels_last=False, threads=threads)
+    with serving(painter) as url:
+        await drawn_pictures(url)
+
+
+@pytest.mark.slow
+async def test_the_command_draws_it(
+    random_model: Path, unused_tcp_port: int, tmp_path: Path
 ) -> None:
     python = shlex.quote(sys.executable)
     command = ServerCommand(
         "peer",
         f"exec {python} -m loadtest.diffusers_peer {random_model} --port {unused_tcp_port} "
-        f"--threads 1 {variant}",
+        f"--threads 1 --dtype bfloat16 --channels-last",
         f"http://127.0.0.1:{unused_tcp_port}/v1",
         "m",
     )
     probes = [image_probe(command, SETTINGS)]
     async with launched(command, tmp_path / "log", probes=probes):
-        client = ImageClient(ImageTarget(command.url, "m"))
-        outcome = await drive(closed_images(SETTINGS, 2, 3, seed=2), client)
-    assert [record.error for record in outcome.records] == [None] * 3
-    assert all(record.num_bytes and record.num_bytes > 200 for record in outcome.records)
+        await drawn_pictures(command.url)

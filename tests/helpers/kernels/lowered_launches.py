@@ -3,8 +3,6 @@
 To be run in a process of its own, where kernels are not interpreted.
 """
 
-import json
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,8 +21,7 @@ META = torch.device("meta")
 
 def launches() -> dict[str, tuple[str, Launch]]:
     """Return one launch for each specialisation: which arguments there are, of what types, and
-    which are 1. Values of declared constants, such as tiles, make no difference to what can be
-    read.
+    which are 1.
 
     Values of declared constants, such as tiles, make no difference to what can be read.
     """
@@ -70,8 +67,8 @@ def lower(launch: Launch) -> None:
     )
 
 
-def main() -> None:
-    """Print how many there are, and what is wrong with them."""
+def lowered() -> dict[str, Any]:
+    """Lower all of them. Returns how many there are, and what is wrong with them."""
     faults = []
     found = launches()
     for name, launch in found.values():
@@ -79,4 +76,4 @@ def main() -> None:
             lower(launch)
         except Exception as error:
             faults.append(f"{name}: {launch.name} {launch.arguments}: {error} {error.__cause__}")
-    json.dump({"launches": len(found), "faults": faults}, sys.stdout, indent=1)
+    return {"launches": len(found), "faults": faults}

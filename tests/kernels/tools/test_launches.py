@@ -7,22 +7,11 @@ import pytest
 from kernels.tools.launches import recorded
 from tests.helpers.plain_python import printed
 
-
-def plain_python(source):
-    """The JSON that it prints, in a process of its own: in this one kernels are interpreted."""
-    return json.loads(printed("-c", source))
-
-
-@pytest.fixture(scope="module")
-def arguments():
-    """The arguments of launches with other sizes, alignments and options."""
-    return plain_python(
-        """
+SOURCE = """
 import json
-from tests.helpers.kernels.faulty_kernels import CALLS, good
 from kernels.tools.launches import recorded
-from tests.helpers.plain_python import printed
-found = {}
+from tests.helpers.kernels.faulty_kernels import CALLS, good, launch
+from tests.helpers.kernels.lowered_launches import lower, lowered
 with recorded(90) as launches:
     for size in (1, 2, 16, 1 << 31):
         good(size)
@@ -31,9 +20,27 @@ with recorded(90) as launches:
     CALLS["single row"]()
     CALLS["any number of rows"]()
     CALLS["too much shared memory"]()
-print(json.dumps([[one.arguments, one.options, one.key] for one in launches]))
+arguments = [[one.arguments, one.options, one.key] for one in launches]
+faults = {}
+for name in ("good", "many rows", "any number of rows", "single row"):
+    try:
+        lower(launch(name))
+    except Exception as error:
+        faults[name] = f"{error} {error.__cause__}"
+print(json.dumps({"arguments": arguments, "faults": faults, "cases": lowered()}))
 """
-    )
+
+
+@pytest.fixture(scope="module")
+def found():
+    """What a process of its own prints: in this one kernels are interpreted."""
+    return json.loads(printed("-c", SOURCE))
+
+
+@pytest.fixture
+def arguments(found):
+    """The arguments of launches with other sizes, alignments and options."""
+    return found["arguments"]
 
 
 def test_integers_that_are_one_are_constants(arguments):
@@ -69,28 +76,11 @@ def test_nothing_is_recorded_where_kernels_are_interpreted():
 
 
 @pytest.mark.slow
-def test_every_case_can_be_compiled_as_it_is_launched():
-    found = plain_python(
-        "from tests.helpers.kernels import lowered_launches; lowered_launches.main()"
-    )
-    assert found["launches"] > 100
-    assert found["faults"] == []
+def test_every_case_can_be_compiled_as_it_is_launched(found):
+    assert found["cases"]["launches"] > 100
+    assert found["cases"]["faults"] == []
 
 
-def test_a_single_row_that_cannot_be_compiled_is_found():
-    found = plain_python(
-        """
-import json
-from tests.helpers.kernels.faulty_kernels import launch
-from tests.helpers.kernels.lowered_launches import lower
-faults = {}
-for name in ("good", "many rows", "any number of rows", "single row"):
-    try:
-        lower(launch(name))
-    except Exception as error:
-        faults[name] = f"{error} {error.__cause__}"
-print(json.dumps(faults))
-"""
-    )
-    assert list(found) == ["single row"]
-    assert "no attribute 'to'" in found["single row"]
+def test_a_single_row_that_cannot_be_compiled_is_found(found):
+    assert list(found["faults"]) == ["single row"]
+    assert "no attribute 'to'" in found["faults"]["single row"]

@@ -13,7 +13,7 @@ from tools.demo_image_model.render import render
 from tools.demo_image_model.sampling import to_uint8
 from tools.demo_image_model.scenes import Scene, draw_scene, relation_of, scene_rng, single_scene
 
-NUM = 150
+NUM = 100
 
 
 def draw(scenes: list[Scene], size: int) -> np.ndarray:
