@@ -214,6 +214,7 @@ class Storm:
             self.engine.add(self.guests[request.request_id][0])
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize(
     "knobs",
     [
@@ -279,6 +280,7 @@ def test_a_model_that_began_without_adapters_records_steps_with_them(engines, fo
     assert [type(answer) for answer in answers] == [AdapterReport, type(None)] * 2
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize(
     "knobs",
     [

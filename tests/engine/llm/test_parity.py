@@ -74,6 +74,7 @@ def assert_equal_to(model, prompts, completions, tolerance=TOLERANCE):
         torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=0)
 
 
+@pytest.mark.each_value  # each family with one of them: tests/engine/models has tests of logits
 @pytest.mark.parametrize("implementation", ["cpu", "composed"])
 @pytest.mark.parametrize(
     "family",

@@ -127,6 +127,7 @@ def test_bits_are_the_same_in_any_company_and_chunks(
     check_same_bits(log, lambda: engines.run(engine, requests, arrivals=arrivals), expected)
 
 
+@pytest.mark.drawn(3)
 def test_bits_survive_preemption(engines, sighted, shaped, rng, log, pictures):
     requests = random_requests(engines, rng, pictures, 4, max_tokens=rng.randrange(80, 100))
     requests = shaped(requests)
