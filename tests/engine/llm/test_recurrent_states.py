@@ -95,7 +95,9 @@ def test_a_text_is_as_likely_as_its_parts_were(engines, folder, rng, way):
 
 
 def test_a_step_that_fails_leaves_no_half_written_state(engines, folder, rng, monkeypatch):
-    requests = [engines.request(str(i), text(rng, 50), max_tokens=20) for i in range(3)]
+    requests = [
+        engines.request(str(i), text(rng, 50), max_tokens=20, ignore_eos=True) for i in range(3)
+    ]
     expected = engines.run_alone(folder, requests)
     logits_to_sample, left = ModelRunner._logits_to_sample, [rng.randrange(1, 12)]
 
