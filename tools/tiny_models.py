@@ -4,6 +4,7 @@ Tests serve them, and so does the GPU exam (`tools.gpu_exam`). Nothing here need
 transformers and tokenizers.
 """
 
+import functools
 import string
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,17 @@ def randomise_vectors(model: Any, spread: float = 0.2) -> None:
 def tiny_tokenizer() -> Any:
     """Make a byte-level BPE over 500 tokens, so that any text round-trips."""
     import transformers
+
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=_tokens(),  # which it copies
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        chat_template=_CHAT_TEMPLATE,
+    )
+
+
+@functools.cache
+def _tokens() -> Any:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     raw = Tokenizer(models.BPE())
@@ -85,12 +97,7 @@ def tiny_tokenizer() -> Any:
     )
     words = "the quick brown fox jumps over the lazy dog while seven wizards make toxic brew"
     raw.train_from_iterator([words, words.title(), string.printable] * 3, trainer)
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=raw,
-        bos_token="<|im_start|>",
-        eos_token="<|im_end|>",
-        chat_template=_CHAT_TEMPLATE,
-    )
+    return raw
 
 
 _EXPERTS = {"num_experts_per_tok": 3, "moe_intermediate_size": 32}

@@ -26,7 +26,7 @@ from engine.planning.mixture import Mixture, expert_bytes
 from engine.planning.report import AdapterFacts, ExpertFacts, PlanReport, PlanRow, Target
 from engine.planning.step_bytes import step_bytes
 from engine.runtime.device import torch_dtype
-from engine.weights.loader import load_model_config
+from engine.weights.loader import load_model_config, weight_headers
 from engine.weights.mmproj import with_mmproj
 from engine.weights.source import Checkpoint
 from engine.weights.weight_plan import WeightPlan, plan_weights
@@ -58,12 +58,13 @@ def plan(checkpoint: Checkpoint, intent: TextSettings, target: Target) -> PlanRe
     read: AdaptersRead | None = None
     adapters: AdapterFacts | None = None
     problem: ModelLoadError | None = None
+    headers = weight_headers(checkpoint, config)
     for name in get_args(Quantization):
         if name == "auto":
             continue
         of_format = replace(intent, quantization=name)
         try:
-            kept = plan_weights(checkpoint, config, of_format, target.machine)
+            kept = plan_weights(checkpoint, config, of_format, target.machine, headers)
         except ModelLoadError as error:  # this format does not fit the checkpoint or the device
             problem = error
             continue

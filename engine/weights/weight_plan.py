@@ -10,7 +10,7 @@ from engine.contract.text_settings import Quantization, TokenSettings
 from engine.errors import InsufficientMemory, ModelLoadError
 from engine.models.config import ModelConfig
 from engine.quantization.choice import resolve_quantization
-from engine.quantization.format import Headers, StoredFormat
+from engine.quantization.format import Headers, StoredFormat, TensorHeader
 from engine.quantization.formats import FORMATS
 from engine.quantization.method import LinearMethod
 from engine.quantization.plain import UnquantizedMethod
@@ -163,14 +163,18 @@ def plan_weights(
     model_config: ModelConfig,
     intent: TokenSettings,
     machine: MachineFacts,
+    all_headers: dict[str, TensorHeader] | None = None,
 ) -> WeightPlan:
     """Decide how weights are kept, from headers and from the speed of products on this machine.
+
+    Args:
+        all_headers: what `weight_headers` has read before.
 
     Raises:
         ModelLoadError: the checkpoint's quantization is not supported, or the requested one is not
             possible.
     """
-    all_headers = weight_headers(checkpoint, model_config)
+    all_headers = all_headers or weight_headers(checkpoint, model_config)
     shapes = {name: header.shape for name, header in all_headers.items()}
     headers = linear_headers(all_headers, model_config)
     stated = quantization_config(checkpoint)

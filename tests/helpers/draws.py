@@ -39,10 +39,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     seed_generators(item.nodeid)
 
 
+def runs_all() -> bool:
+    """Whether this run leaves out no cases."""
+    return "ALL_CASES" in os.environ
+
+
 def some(values: Sequence[T], number: int) -> list[T]:
     """Draw some of a test's cases while files are collected; ALL_CASES=1 gives all of them. For
     whole servers, where a quicker test runs each of the cases."""
-    return [*values] if "ALL_CASES" in os.environ else random.sample(values, number)
+    return [*values] if runs_all() else random.sample(values, number)
 
 
 def seed_generators(name: str) -> None:

@@ -1,6 +1,8 @@
 """Runs a part of a large grid. Of a test marked `pairwise` so many cases run that each value of a
 parameter meets each value of every other one; tests marked `pairwise("name")` are one grid, and
-which of them it is is one parameter more.
+which of them it is is one parameter more. Of a test marked `each_value` each value of a parameter
+runs at least once, and of one marked `drawn(2)`, whose cases take the same way through the code,
+two run.
 
 Which cases run is drawn anew in each run, from the run's seed. ALL_CASES=1 runs all of them.
 """
@@ -15,33 +17,36 @@ import pytest
 
 from tests.helpers import draws
 
-VARIABLE = "ALL_CASES"
 T = TypeVar("T")
-Pairs = set[tuple[tuple[str, object], ...]]
-
-
-def runs_all() -> bool:
-    """Whether this run leaves nothing out."""
-    return VARIABLE in os.environ
+Values = set[tuple[tuple[str, object], ...]]
 
 
 @pytest.hookimpl(trylast=True)  # among the cases that were asked for
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    grids: dict[object, list[pytest.Item]] = defaultdict(list)
-    for item in items:
-        mark = item.get_closest_marker("pairwise")
-        if mark is not None and not runs_all():
-            grids[item.path, *(mark.args or [_test_of(item)])].append(item)
     left_out = set()
-    for grid in grids.values():
-        rng = random.Random(f"{os.environ[draws.VARIABLE]} {grid[0].nodeid}")
-        left_out |= {*grid} - covering({item: _pairs_of(item) for item in grid}, rng)
+    for num_values, name in ((2, "pairwise"), (1, "each_value"), (0, "drawn")):
+        grids: dict[object, list[pytest.Item]] = defaultdict(list)
+        counts: dict[object, int] = {}
+        for item in items:
+            mark = item.get_closest_marker(name)
+            if mark is not None and not draws.runs_all():
+                named = mark.args if num_values else ()
+                key: object = (item.path, *(named or [_test_of(item)]))
+                grids[key].append(item)
+                counts[key] = len(grids[key]) if num_values else mark.args[0]
+        for key, grid in grids.items():
+            rng = random.Random(f"{os.environ[draws.VARIABLE]} {grid[0].nodeid}")
+            if num_values:
+                kept = covering({item: _values_of(item, num_values) for item in grid}, rng)
+            else:
+                kept = {*rng.sample(grid, min(counts[key], len(grid)))}
+            left_out |= {*grid} - kept
     config.hook.pytest_deselected(items=[item for item in items if item in left_out])
     items[:] = [item for item in items if item not in left_out]
 
 
-def covering(cases: dict[T, Pairs], rng: random.Random) -> set[T]:
-    """Draw cases in which each pair occurs, about as few as possible."""
+def covering(cases: dict[T, Values], rng: random.Random) -> set[T]:
+    """Draw cases in which each pair (or value) occurs, about as few as possible."""
     order = rng.sample([*cases], len(cases))
     missing = set().union(*cases.values())
     drawn = set()
@@ -56,8 +61,10 @@ def _test_of(item: pytest.Item) -> str:
     return getattr(item, "originalname", item.name)
 
 
-def _pairs_of(item: pytest.Item) -> Pairs:
+def _values_of(item: pytest.Item, count: int) -> Values:
+    """Return each so many of the item's values."""
     callspec = getattr(item, "callspec", None)
-    values = sorted(callspec.params.items()) if callspec else []
+    params = callspec.params.items() if callspec else ()
+    values = sorted((name, repr(value)) for name, value in params)  # some cannot be hashed
     named = [("its test", _test_of(item)), *values]
-    return {*combinations(named, 2)} or {*combinations(named, 1)}
+    return {*combinations(named, count)} or {*combinations(named, 1)}

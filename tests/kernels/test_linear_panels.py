@@ -27,7 +27,7 @@ from kernels.linear_panels.formats import E2M1, WIDE
 from kernels.linear_panels.int16_activations import round_to_int16
 from kernels.linear_panels.lookup import row_lookup
 from kernels.linear_panels.panels import BLOCK, Meaning, pack, unpack
-from tests.helpers import pairwise
+from tests.helpers import draws
 
 TYPES = list(GGUFType)
 FORMATS = [*(one.name for one in GGUFType), *WIDE]
@@ -35,7 +35,7 @@ DIGITS_IN_LONG_REGISTERS = ("x86-64-v4-vnni",)
 LOWEST, *HIGHER = isa.RUNGS
 OTHERS = [
     (LOWEST,),
-    *((rung,) for rung in (HIGHER if pairwise.runs_all() else random.sample(HIGHER, 1))),
+    *((rung,) for rung in draws.some(HIGHER, 1)),
     (isa.chosen(), "-DTANDEM_EMULATE_MATRIX_TILES"),
 ]
 """One drawn rung, since building one takes long; `test_linear_packed.py` has all of them. The last

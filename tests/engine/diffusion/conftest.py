@@ -1,10 +1,20 @@
 """Engines of the toy family, for tests of what happens to requests."""
 
 import pytest
+import torch
 
 from engine.diffusion.drawing_factory import DrawingFactory
 from engine.diffusion.engine import DiffusionEngine, DiffusionLimits
 from tests.helpers.diffusion.toy_family import ToyFamily
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Use one thread: small tensors gain nothing from more, which wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

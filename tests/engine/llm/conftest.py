@@ -13,7 +13,9 @@ import torch
 from engine.contract.settings import EngineConfig
 from engine.llm.cost.step_budget import Price, StepBudget
 from engine.llm.start.loading import load_engine
+from engine.weights import decoder
 from engine.weights.source import resolve_source
+from kernels import native
 from tests.helpers.host import Host
 from tests.helpers.llm.logits import ATTENDING, SIZES, LogitsLog
 from tests.helpers.llm.paged_executor import Answer, make_request
@@ -86,8 +88,11 @@ def make_greedy_request(request_id, prompt, **facts):
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    """Use one thread: small tensors gain nothing from more."""
+def light(monkeypatch):
+    """Use one thread and usual pages: small tensors gain nothing from more. Starting an engine
+    does not read the sources of the operations again."""
+    monkeypatch.setattr(decoder, "use_huge_pages", lambda: 0)
+    monkeypatch.setattr(native, "is_built", lambda: True)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -35,7 +35,7 @@ def lora(folder, tmp_path_factory):
     return tuple(f"{name}={place}" for name, place in zip("ab", places, strict=True))
 
 
-def make_requests(engines, rng, count=9, output_tokens=(1, 40)):
+def make_requests(engines, rng, count=8, output_tokens=(1, 25)):
     prefix = [rng.randrange(VOCAB) for _ in range(40)]
     requests = []
     for i in range(count):
@@ -78,7 +78,7 @@ def alone(engines, folder, lora, requests, names=NAMES, **knobs):
 )
 def test_any_mixture(engines, folder, lora, rng, knobs):
     tight = "num_kv_blocks" in knobs
-    requests = make_requests(engines, rng, output_tokens=(50, 90) if tight else (1, 40))
+    requests = make_requests(engines, rng, output_tokens=(50, 80) if tight else (1, 25))
     # The later ones find the prefix that one of the earlier ones has computed.
     arrivals = [rng.randrange(6) + 30 * (i > 5) for i in range(len(requests))]
     kept = {name: knobs[name] for name in ("dtype", "lora_dtype", "max_model_len") if name in knobs}
@@ -92,7 +92,7 @@ def test_any_mixture(engines, folder, lora, rng, knobs):
 
 
 def test_recorded_steps_carry_adapters(engines, folder, lora, rng):
-    requests = make_requests(engines, rng, 6, (60, 61))
+    requests = make_requests(engines, rng, 6, (30, 31))
     requests = [
         replace(r, sampling=replace(r.sampling, n=1), adapter=NAMES[i % 3])
         for i, r in enumerate(requests)
@@ -117,7 +117,7 @@ def test_recorded_steps_with_prompts_carry_adapters(engines, folder, lora, rng, 
     names, lora = (*"abc", None), (*lora, f"c={tmp_path}")
     requests = [
         replace(request, adapter=names[i % 4])
-        for i, request in enumerate(make_requests(engines, rng, 12, (1, 30)))
+        for i, request in enumerate(make_requests(engines, rng, 8, (1, 20)))
     ]
     engine = engines.make(folder, lora=lora, dtype=dtype, max_num_batched_tokens=24)
     arrivals = [3 * i for i in range(len(requests))]
@@ -178,7 +178,7 @@ class Storm:
         self.add, self.abort = engine.add, engine.abort
 
     def is_over(self):
-        return self.num_steps >= 120 and len(self.guests) >= ENOUGH_GUESTS
+        return self.num_steps >= 80 and len(self.guests) >= ENOUGH_GUESTS
 
     def has_work(self):
         return not self.is_over() or self.engine.has_work()
@@ -214,6 +214,7 @@ class Storm:
             self.engine.add(self.guests[request.request_id][0])
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize(
     "knobs",
     [
@@ -230,13 +231,13 @@ def test_storms_of_adapters_change_no_text(engines, folder, lora, rng, tmp_path,
     kept = {name: knobs[name] for name in ("max_model_len",) if name in knobs}
     requests = [
         replace(r, sampling=replace(r.sampling, n=1))
-        for r in make_requests(engines, rng, 12, (40, 90))
+        for r in make_requests(engines, rng, 8, (40, 70))
     ]
     expected = alone(engines, folder, lora, requests, **kept)
     engine = engines.make(folder, lora=lora, max_loras=4, **knobs)
     guest = partial(engines.request, max_tokens=12, ignore_eos=True, logprobs=1)
     storm = Storm(engine, folders, rng, guest)
-    found = outcome(engines.run(storm, requests, arrivals=[6 * i for i in range(12)]))
+    found = outcome(engines.run(storm, requests, arrivals=[8 * i for i in range(8)]))
     for place in folders[:2]:
         only = engines.make(
             folder, lora=(f"c={place}",), enable_prefix_caching=False, record_steps=False, **kept
@@ -279,6 +280,7 @@ def test_a_model_that_began_without_adapters_records_steps_with_them(engines, fo
     assert [type(answer) for answer in answers] == [AdapterReport, type(None)] * 2
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize(
     "knobs",
     [
@@ -303,7 +305,7 @@ def test_twice_as_many_as_there_is_room_for(engines, folder, lora, rng, tmp_path
         knobs = knobs | {"lora_memory_gib": knobs["lora_memory_gib"] * whole / GIB}
     requests = [
         replace(r, sampling=replace(r.sampling, n=1), adapter=rng.choice(names))
-        for r in make_requests(engines, rng, 24, (5, 40))
+        for r in make_requests(engines, rng, 16, (5, 25))
     ]
     aborts = {request.request_id: rng.randrange(20) for request in rng.sample(requests, 4)}
     engine = engines.make(folder, lora=lora, **knobs)

@@ -180,6 +180,7 @@ def fail(*args: object) -> None:
 CASES = [(stage, after) for stage in STAGES for after in (0, 3) if not (after and stage in ONCE)]
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("overlap", ["off", "on"])
 @pytest.mark.parametrize(("stage", "after"), CASES)
 def test_a_fault_ends_its_request_alone(

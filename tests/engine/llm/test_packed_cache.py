@@ -60,7 +60,7 @@ def test_a_block_holds_numbers_and_scales_in_one_run(kind, torch_type):
     assert not storage._pool[2].any()
 
 
-@pytest.mark.pairwise
+@pytest.mark.each_value
 @pytest.mark.parametrize(("dtype", "least"), [("bfloat16", 1.88), ("float32", 3.76)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_more_tokens_in_the_same_memory(engines, folder, dtype, least, kind):
@@ -72,13 +72,13 @@ def test_more_tokens_in_the_same_memory(engines, folder, dtype, least, kind):
     assert EngineConfig(kv_cache_dtype=kind).resolved_kv_cache_dtype == kind
 
 
-@pytest.mark.pairwise
+@pytest.mark.each_value
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_company_chunks_prefixes_and_preemption(engines, folder, rng, log, dtype, kind):
     packed = {"dtype": dtype, "kv_cache_dtype": kind}
     requests = make_requests(
-        engines, rng, count=7, shared_prefix=rng.randrange(16, 60), output_tokens=(60, 86)
+        engines, rng, count=4, shared_prefix=rng.randrange(16, 60), output_tokens=(60, 80)
     )
     expected = logits_of(log, lambda: alone(engines, folder, requests, **packed))
     budget = rng.randrange(20, 64)
@@ -92,6 +92,7 @@ def test_company_chunks_prefixes_and_preemption(engines, folder, rng, log, dtype
     assert number_of_changes({key: expected[key] for key in plain}, plain) > 0
 
 
+@pytest.mark.each_value
 @pytest.mark.usefixtures("cheap_rows")
 @pytest.mark.parametrize("kind", KINDS)
 def test_guesses_change_no_text(engines, folder, rng, kind):
@@ -100,13 +101,13 @@ def test_guesses_change_no_text(engines, folder, rng, kind):
         engines.request(
             str(i),
             (stock * 8)[: rng.randrange(9, 50)],
-            max_tokens=40,
+            max_tokens=25,
             ignore_eos=True,
             temperature=rng.choice([0.0, 0.7]),
             seed=rng.randrange(1 << 60),
             logprobs=2,
         )
-        for i in range(6)
+        for i in range(4)
     ]
     knobs = {"kv_cache_dtype": kind, "dtype": "bfloat16"}
     expected = engines.run(engines.make(folder, **knobs), requests)

@@ -106,6 +106,7 @@ def test_logits_equal_those_of_transformers(engines, folder, kind, theirs, rng, 
         torch.testing.assert_close(found, chat.logits(theirs, output), atol=2e-3, rtol=1e-3)
 
 
+@pytest.mark.drawn(6)
 def test_the_next_turn_finds_the_pictures_of_the_last(engines, folder, kind, rng, log):
     pictures = random_pictures(rng, kind, 2)
     chat = Chat(engines, folder, kind, rng, "first", pictures)

@@ -112,6 +112,7 @@ def key_of(request):
     return tuple(request.prompt_token_ids), 0
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_bits_are_the_same_in_any_company_and_chunks(
     engines, sighted, shaped, rng, log, pictures, dtype
@@ -126,8 +127,9 @@ def test_bits_are_the_same_in_any_company_and_chunks(
     check_same_bits(log, lambda: engines.run(engine, requests, arrivals=arrivals), expected)
 
 
+@pytest.mark.drawn(3)
 def test_bits_survive_preemption(engines, sighted, shaped, rng, log, pictures):
-    requests = random_requests(engines, rng, pictures, max_tokens=rng.randrange(80, 100))
+    requests = random_requests(engines, rng, pictures, 4, max_tokens=rng.randrange(80, 100))
     requests = shaped(requests)
     expected = logits_of(log, lambda: alone(engines, sighted, requests))
     engine = engines.make(sighted, **cramped(sighted))

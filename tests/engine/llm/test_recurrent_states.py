@@ -65,11 +65,12 @@ WAYS = {
 }
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("way", WAYS)
 def test_texts_that_share_states_are_those_of_an_engine_without_caches(engines, folder, rng, way):
     requests = [
-        engines.request(str(i), text(rng, rng.randrange(1, 60)), max_tokens=24, **WAYS[way])
-        for i in range(4)
+        engines.request(str(i), text(rng, rng.randrange(1, 60)), max_tokens=20, **WAYS[way])
+        for i in range(3)
     ]
     expected = engines.run_alone(folder, requests)
     engine = engines.make(folder, max_num_seqs=8, max_num_batched_tokens=rng.randrange(20, 90))
@@ -77,6 +78,7 @@ def test_texts_that_share_states_are_those_of_an_engine_without_caches(engines, 
     assert engines.told(engines.run(engine, requests, arrivals=arrivals)) == expected
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("way", ["completions", "beams"])
 def test_a_text_is_as_likely_as_its_parts_were(engines, folder, rng, way):
     """A state that was mixed up would give other log-probabilities than the whole text read at
@@ -93,7 +95,9 @@ def test_a_text_is_as_likely_as_its_parts_were(engines, folder, rng, way):
 
 
 def test_a_step_that_fails_leaves_no_half_written_state(engines, folder, rng, monkeypatch):
-    requests = [engines.request(str(i), text(rng, 50), max_tokens=20) for i in range(3)]
+    requests = [
+        engines.request(str(i), text(rng, 50), max_tokens=20, ignore_eos=True) for i in range(3)
+    ]
     expected = engines.run_alone(folder, requests)
     logits_to_sample, left = ModelRunner._logits_to_sample, [rng.randrange(1, 12)]
 

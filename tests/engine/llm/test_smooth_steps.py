@@ -168,6 +168,7 @@ def closed_loop(num_clients: int, num_each: int, prompt_len: int = 109) -> dict[
     return {f"c{i}": Client([prompt_len] * num_each) for i in range(num_clients)}
 
 
+@pytest.mark.drawn(1)
 @pytest.mark.parametrize("name", MACHINES)
 def test_sixteen_clients_get_even_streams_and_prompts_do_not_pay(name: str, seed: int) -> None:
     first_s_ratios = []
@@ -188,6 +189,7 @@ def test_a_target_in_milliseconds_is_kept(seed: int) -> None:
     assert after.gap(99) < 0.080 * 1.35
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("name", MACHINES)
 def test_one_giant_prompt_beside_fifteen_streams(name: str, seed: int) -> None:
     clients = {f"c{i}": Client([60], max_tokens=300) for i in range(15)}
@@ -202,6 +204,7 @@ def test_one_giant_prompt_beside_fifteen_streams(name: str, seed: int) -> None:
     assert after.first_s["giant/0"] <= 3.4 * alone.first_s["giant/0"]
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("name", MACHINES)
 @pytest.mark.parametrize("prompt_lens", [[6000], [109, 300, 2000]])
 def test_prompts_that_hold_up_nobody_take_whole_steps(

@@ -39,6 +39,7 @@ def scores_of(done):
     return {key: [entry.logprob for entry in one.logprobs] for key, one in done.items()}
 
 
+@pytest.mark.drawn(10)  # of layers of every format, tests/engine/quantization has tests
 @pytest.mark.parametrize("name", VARIETIES)
 def test_texts_and_scores_are_those_of_the_plain_twin(name, engines, write):
     packed, twin = write(name, mixes=random.random() < 0.5)

@@ -152,7 +152,7 @@ def test_no_picture_has_more_crops_than_the_longest_edge_allows():
 
 
 def test_pictures_in_grids_have_the_pixels_of_the_processor():
-    sizes = [(random.randint(1, 300), random.randint(1, 300)) for _ in range(6)]
+    sizes = [(random.randint(2, 300), random.randint(2, 300)) for _ in range(6)]
     sizes += [(1, 1), (1, random.randint(2, 200)), (random.randint(2, 200), 1), (700, 500)]
     for width, height in sizes:
         patch, joined = random.randint(3, 8), random.randint(1, 3)
@@ -192,7 +192,7 @@ def test_pictures_in_grids_have_the_pixels_of_the_processor():
 
 
 def test_pixtrals_pictures_have_the_text_and_pixels_of_the_processor(processors):
-    sizes = [(random.randint(1, 300), random.randint(1, 300)) for _ in range(6)]
+    sizes = [(random.randint(2, 300), random.randint(2, 300)) for _ in range(6)]
     sizes += [(1, 1), (1, random.randint(2, 200)), (random.randint(2, 200), 1), (700, 500)]
     processor = processors["mistral3"]
     for width, height in sizes:
@@ -264,7 +264,7 @@ def test_mosaics_have_as_many_rows_as_in_the_processor(kind, processors):
 
 
 def test_gemma_4s_pictures_have_the_pixels_of_the_processor():
-    sizes = [(random.randint(1, 300), random.randint(1, 300)) for _ in range(6)]
+    sizes = [(random.randint(2, 300), random.randint(2, 300)) for _ in range(6)]
     sizes += [(1, 1), (1, random.randint(2, 200)), (random.randint(2, 200), 1), (700, 500)]
     for width, height in sizes:
         patch, joined, most = random.randint(2, 5), random.randint(1, 3), random.choice((70, 140))
@@ -298,7 +298,7 @@ def test_gemma_4s_pictures_have_the_pixels_of_the_processor():
 
 
 def test_tiles_have_the_pixels_of_the_processor():
-    sizes = [(random.randint(1, 300), random.randint(1, 300)) for _ in range(6)]
+    sizes = [(random.randint(2, 300), random.randint(2, 300)) for _ in range(6)]
     sizes += [(1, 1), (1, random.randint(2, 200)), (random.randint(2, 200), 1), (700, 500)]
     for width, height in sizes:
         side, fewest = random.randint(8, 40), random.randint(1, 3)

@@ -244,7 +244,7 @@ def test_what_fits_is_what_an_engine_can_hold(llama3, tiny_gemma3, tiny_gemma4, 
     """Whatever memory there is: the flags of a row that fits make room for all the texts, and
     nobody finds room where a row does not fit."""
     folders = [llama3[0], *(in_folder(one()) for one in (tiny_gemma3, tiny_gemma4, tiny_mamba2))]
-    for _ in range(60):
+    for _ in range(25):
         checkpoint = random.choice(folders)
         is_large = checkpoint is folders[0]
         free = int(random.uniform(1, 60) * GIB) if is_large else random.randrange(1 << 18, 64 << 20)

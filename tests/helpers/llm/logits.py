@@ -36,7 +36,7 @@ class LogitsLog:
         monkeypatch.setattr(ModelRunner, "_draw", note_logits)
 
 
-def make_requests(engines, rng, count=10, shared_prefix=0, output_tokens=(1, 40)):
+def make_requests(engines, rng, count=7, shared_prefix=0, output_tokens=(1, 25)):
     prefix = [rng.randrange(VOCAB) for _ in range(shared_prefix)]
     return [
         engines.request(

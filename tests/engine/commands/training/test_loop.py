@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from engine.commands.training.loop import LEAST_RATE, learning_rate_factor, train
+from engine.commands.training.losses import Losses
 from engine.contract.orders import TrainingOrder
 from engine.errors import CorruptFile, InvalidParameter
 
@@ -48,6 +49,12 @@ class Toy:
     def sample(self, folder: Path, step: int):
         torch.rand(random.randrange(1, 9))  # must not matter
         self.samples.append(step)
+
+
+@pytest.fixture(autouse=True)
+def no_curve(monkeypatch):
+    """The drawing of each checkpoint's curve took most of the time."""
+    monkeypatch.setattr(Losses, "_draw", lambda losses: None)
 
 
 @pytest.fixture

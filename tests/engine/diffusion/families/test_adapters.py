@@ -138,7 +138,7 @@ def seed() -> int:
     return random.randrange(1 << 30)
 
 
-@pytest.mark.pairwise("adapters")
+@pytest.mark.each_value
 @pytest.mark.parametrize(("way", "lengths"), WAYS)
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_unmerged_equals_merged(kind, way, lengths, tmp_path, seed):
@@ -165,7 +165,7 @@ def test_unmerged_equals_merged(kind, way, lengths, tmp_path, seed):
     assert torch.equal(draw(family, request(seed=seed))[0], base), "nothing is left of it"
 
 
-@pytest.mark.pairwise("adapters")
+@pytest.mark.each_value
 @pytest.mark.parametrize(("way", "lengths"), WAYS)
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_a_mixture_is_what_each_is_alone(kind, way, lengths, tmp_path, seed):
@@ -198,6 +198,7 @@ PEFT_LAYERS = {
 }
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("lengths", [None, "lora_magnitude_vector"])
 @pytest.mark.parametrize("kind", [kind for kind in FAMILIES if kind != "pixart"])
 def test_it_is_what_diffusers_draws(kind, lengths, tmp_path, seed):

@@ -98,6 +98,7 @@ def quantize_parts(parts: Any, kind: str) -> None:
             quantize(module, kind, dtype=torch.float32, device=CPU)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("make", MAKERS)
 def test_a_quantised_model(make: Any, kind: ImageQuantization, tmp_path: Path) -> None:

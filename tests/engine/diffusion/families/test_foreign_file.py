@@ -128,6 +128,7 @@ def in_fp8(tensors: Tensors, *, scale: str | None) -> tuple[Tensors, Tensors]:
     return packed, plain
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("scale", ["scale_weight", "weight_scale", None])
 def test_weights_in_8_bit_floats_stay_packed(model: Any, scale: str | None) -> None:
     folder, tensors, _ = model

@@ -129,6 +129,7 @@ def test_what_is_wrong_is_named(toy: Path) -> None:
         assert str(toy) not in str(caught.value)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("layout", [Layout(), Layout(desc_act=True, group_size=16, sym=True)])
 @pytest.mark.parametrize("kind", ["flux", "flux2", "sd3"])
 def test_gptq_transformers_are_served_packed(kind: str, layout: Layout, tmp_path: Path) -> None:
@@ -138,6 +139,7 @@ def test_gptq_transformers_are_served_packed(kind: str, layout: Layout, tmp_path
     check_twin(tmp_path, count, atol=1e-4)
 
 
+@pytest.mark.drawn(8)  # of layers of every format, tests/engine/quantization has tests
 @pytest.mark.parametrize("name", VARIETIES)
 def test_transformers_of_every_format_are_served_packed(name: str, tmp_path: Path) -> None:
     variety = VARIETIES[name]

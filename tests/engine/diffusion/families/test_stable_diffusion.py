@@ -56,6 +56,7 @@ def assert_same_picture(family: Any, pipeline: Any, latents: torch.Tensor, case:
     assert_same(family.decode(latents) / 2 + 0.5, theirs, case)
 
 
+@pytest.mark.each_value  # every step of all: tests/engine/diffusion/test_offered_schedules.py
 @pytest.mark.parametrize(
     ("xl", "prediction_type"),
     [

@@ -107,9 +107,10 @@ def plain_requests(engines, rng, count=6, longest=60, **sampling):
     ]
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("overlap", ["off", "on"])
 def test_any_requests(engines, folder, stranger, rng, tmp_path, overlap):
-    requests = make_requests(engines, rng, output_tokens=(10, 40))
+    requests = make_requests(engines, rng, 6, (10, 30))
     arrivals = [rng.randrange(20) for _ in requests]
     doomed = {r.request_id: rng.randrange(2, 40) for r in rng.sample(requests, 2)}
     expected = without_drafts(engines, folder, requests)
@@ -127,6 +128,7 @@ def test_any_requests(engines, folder, stranger, rng, tmp_path, overlap):
         check_clean(engine)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("overlap", ["off", "on"])
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
 def test_a_twin_is_always_right(engines, folder, rng, temperature, overlap):

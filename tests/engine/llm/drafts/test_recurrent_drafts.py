@@ -33,6 +33,7 @@ def hybrid(tiny_qwen3_next):
     return tiny_qwen3_next(seed=random.randrange(1 << 30), vocab_size=VOCAB)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize(
     "knobs",
     [
@@ -58,7 +59,7 @@ def test_the_slow_twins(engines, hybrid, rng, monkeypatch):
 
 
 def test_preemption_and_aborts(engines, hybrid, rng):
-    requests = make_requests(engines, rng, output_tokens=(90, 130), ignore_eos=True, n=1)
+    requests = make_requests(engines, rng, 5, (90, 120), ignore_eos=True, n=1)
     requests = [request for request in requests if not request.sampling.stop_token_ids]
     doomed = {r.request_id: rng.randrange(2, 20) for r in rng.sample(requests, 2)}
     knobs = {"enable_prefix_caching": False, **cramped(hybrid)}

@@ -63,6 +63,7 @@ def alone(engines, folder, requests):
     return done
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize(
     "knobs",
     [

@@ -85,6 +85,7 @@ def alone(engines, folder, requests):
     return engines.run_alone(folder, requests)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize(
     "knobs",
     [

@@ -51,6 +51,7 @@ def read(engines, engine, *requests):
     return texts(done), known, engine.stats().kv_store
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize(
     "knobs",
     [

@@ -111,7 +111,7 @@ def test_all_sizes_are_those_that_steps_can_ask_for(limits):
     max_num_rows, max_model_len = limits
     graphs = make_graphs(max_num_rows=max_num_rows, max_model_len=max_model_len)
     asked = {
-        graphs._size_for(decodes(*[length] * rows))
+        graphs._size_for(decodes(length, *[1] * (rows - 1)))
         for rows in range(1, max_num_rows + 1)
         for length in {1, 1024, 1025, 4096, 4097, max_model_len}
         if length <= max_model_len
@@ -421,6 +421,7 @@ OF_FAMILIES = {
 
 
 @pytest.mark.skipif(native.library() is None, reason=str(native.missing()))
+@pytest.mark.each_value
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
     "family", ["Llama", "Qwen2", "Qwen3", "Mistral", "Llama4", "HunYuanDenseV1", *OF_FAMILIES]

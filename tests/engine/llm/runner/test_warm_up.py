@@ -42,8 +42,9 @@ def stalls(cases, *arguments, num_steps=10):
 @pytest.mark.slow
 @pytest.mark.skipif(not _triton.AVAILABLE, reason="Triton is not installed")
 def test_nothing_is_compiled_after_warming_up():
-    found = stalls(MODELS)
-    for (model, facts), one in zip(MODELS, found, strict=True):
+    models = random.sample(MODELS, 4)
+    found = stalls(models)
+    for (model, facts), one in zip(models, found, strict=True):
         assert one["warmed"] > 5
         assert one["launches"] > 50
         assert one["missed"] == [], (model, facts)

@@ -242,7 +242,7 @@ def mixed_requests(engines, rng):
             engines, rng, structures[i % 5], f"r{i}", temperature=1.0, seed=i, n=2, logprobs=1,
             presence_penalty=0.4 * (i % 3), top_p=0.9, min_tokens=7 * (i % 2),
         )
-        for i in range(10)
+        for i in range(5)
     ]  # fmt: skip
 
 
