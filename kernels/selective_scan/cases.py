@@ -47,6 +47,7 @@ CASES = (
     Case("one_channel", (1, -9), 1, 1, 8),
     Case("odd", (-7, 4), 6, 20, 19, 3),
     Case("mamba1_odd", (-7, 4), 13, 1, 19),
+    Case("mamba1_groups", (1, -5), 12, 1, 16, 3),
     Case("one_element", (-7, 4), 3, 5, 1),
     Case("strided", (1, -9, 6), strided=True),
     Case("slow_decay", (-90, 60), slow_decay=True),
