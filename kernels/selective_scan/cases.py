@@ -54,6 +54,7 @@ CASES = (
     Case("limited", (-9, 6), 6, limited=True),
     Case("no_rows", ()),
 )
+REFUSED = {"triton": ("mamba1_groups",)}
 BENCHMARKS = {
     "cpu": (
         Case("mamba_130m decode 1", (1,), 1536, 1),
