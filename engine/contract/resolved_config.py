@@ -150,7 +150,7 @@ def resolve(intent: TextSettings, model: ModelFacts, machine: MachineFacts) -> R
         seed=intent.seed,
         async_scheduling=overlaps,
         record_steps=intent.record_steps and num_ranks == 1,
-        num_speculative_tokens=intent.num_speculative_tokens,
+        num_speculative_tokens=_num_speculative_tokens(intent, model, machine),
         prompt_lookup_min=intent.prompt_lookup_min,
         prompt_lookup_max=intent.prompt_lookup_max,
         shared_lookup_tokens=intent.shared_lookup_tokens,
@@ -195,12 +195,23 @@ def _check_speculation(intent: TextSettings) -> None:
             f"prompt_lookup_max, which is {intent.prompt_lookup_max}",
             param="prompt_lookup_min",
         )
-    if intent.speculative_model is not None and not intent.num_speculative_tokens:
+    if intent.speculative_model is not None and intent.num_speculative_tokens == 0:
         raise InvalidParameter(
-            "speculative_model is set and num_speculative_tokens is 0; set num_speculative_tokens, "
-            "for example to 8, or leave speculative_model out",
+            "speculative_model is set and num_speculative_tokens is 0; leave num_speculative_tokens "
+            "out, or set it, for example to 8, or leave speculative_model out",
             param="num_speculative_tokens",
         )
+
+
+def _num_speculative_tokens(
+    intent: TextSettings, model: ModelFacts, machine: MachineFacts
+) -> int:
+    """The most tokens of a draft. Unasked, nothing is guessed where a guess costs more than its
+    row: on a GPU, where its step is not launched ahead, and where it changes a recurrent state."""
+    if intent.num_speculative_tokens is not None:
+        return intent.num_speculative_tokens
+    costs_more = machine.device != "cpu" or model.recurrent_bytes > 0
+    return 0 if costs_more and intent.speculative_model is None else 8
 
 
 def _len_within(

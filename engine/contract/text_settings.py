@@ -183,12 +183,12 @@ class TextSettings(TokenSettings, AdapterSettings):
         form="FILE",
         names_files=True,
     )
-    num_speculative_tokens: int = knob(
-        0,
+    num_speculative_tokens: int | None = knob(
+        None,
         "Most tokens to guess per request and step, from its own text so far (prompt lookup) or "
         "with speculative_model. If guesses are often right, a step yields several tokens; texts "
-        "stay the same, and under load nothing is guessed. 0 turns it off; 8 is a good value on a "
-        "CPU.",
+        "stay the same, and under load nothing is guessed. 0 turns it off. By default 8 on a CPU "
+        "or with speculative_model, and 0 on a GPU and for models with recurrent states.",
         ge=0,
         le=64,
     )

@@ -82,6 +82,25 @@ def test_rows_of_a_step_of_decodes(num_seqs, num_drafts, budget, num_rows):
     assert resolve(intent, MODEL, on("cpu")).max_decode_rows == num_rows
 
 
+@pytest.mark.parametrize(
+    ("asked", "draft", "device", "recurrent_bytes", "num_drafts"),
+    [
+        (None, None, "cpu", 0, 8),
+        (None, None, "cpu", 100, 0),
+        (None, None, "cuda", 0, 0),
+        (None, "m", "cuda", 100, 8),
+        (3, None, "cuda", 100, 3),
+        (0, None, "cpu", 0, 0),
+    ],
+)
+def test_tokens_are_guessed_where_guesses_cost_only_rows(
+    asked, draft, device, recurrent_bytes, num_drafts
+):
+    intent = EngineConfig(num_speculative_tokens=asked, speculative_model=draft)
+    model = replace(MODEL, recurrent_bytes=recurrent_bytes)
+    assert resolve(intent, model, on(device)).num_speculative_tokens == num_drafts
+
+
 def test_n_grams_have_a_length():
     intent = EngineConfig(prompt_lookup_min=5, prompt_lookup_max=4)
     words = "prompt_lookup_min is 5; it must be at most prompt_lookup_max"

@@ -96,7 +96,7 @@ def test_a_repetition_that_is_only_reported_ends_nothing(engines, tiny_llama) ->
         "allowed_token_ids": np.array([7], dtype="<i4").tobytes(),
         "repetition_detection": wanted,
     }
-    engine = engines.make(tiny_llama(seed=11))
+    engine = engines.make(tiny_llama(seed=11), num_speculative_tokens=0)
     engine.add(engines.request("a", [7, 8], **sampling))
     told = []
     while engine.has_work():
