@@ -32,9 +32,9 @@ def elo_ratings(
         [orders, models].
     """
     longest = max(map(len, orders))
-    padded = np.array(
-        [np.pad(order, (0, longest - len(order)), constant_values=-1) for order in orders]
-    )
+    padded = np.full((len(orders), longest), -1)
+    for row, order in zip(padded, orders, strict=True):
+        row[: len(order)] = order
     ratings = np.full((len(orders), num_models), MEAN)
     rows = np.arange(len(orders))
     for votes in padded.T:

@@ -44,21 +44,15 @@ def agreement(votes: Sequence[Vote]) -> tuple[int, int, Interval] | None:
 
 
 def _effects(tally: Tally, counts: Floats) -> Floats:
-    """The effect for each of several counts of votes; NaN where no pair was shown in both orders."""
-    total = np.zeros(len(counts))
-    weight = np.zeros(len(counts))
-    for first in range(len(tally.models)):
-        for second in range(first):
-            shares, nums = zip(
-                *(
-                    _first_share(tally, counts, *pair)
-                    for pair in ((first, second), (second, first))
-                ),
-                strict=True,
-            )
-            num = np.where(np.minimum(*nums) > 0, nums[0] + nums[1], 0.0)
-            total += num * np.where(num > 0, (shares[0] + shares[1]) / 2 - 0.5, 0.0)
-            weight += num
+    """The effect for each of several counts of votes; NaN without a pair shown in both orders."""
+    total, weight = np.zeros(len(counts)), np.zeros(len(counts))
+    for second in range(len(tally.models)):
+        for first in range(second):
+            share, num = _first_share(tally, counts, first, second)
+            swapped_share, swapped_num = _first_share(tally, counts, second, first)
+            both = np.where((num > 0) & (swapped_num > 0), num + swapped_num, 0.0)
+            total += both * ((share + swapped_share) / 2 - 0.5)
+            weight += both
     return np.where(weight > 0, total / np.maximum(weight, 1.0), np.nan)
 
 

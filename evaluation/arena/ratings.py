@@ -40,12 +40,13 @@ def ratings_report(votes: Sequence[Vote], *, seed: int = 0) -> Report:
     resampled = bootstrap(tally.groups.sums(tally.rows), fit, seed=seed)
     elo, elo_resampled = _elo(tally, seed)
     points = tally.points()
+    has_ratings = not tally.unbeaten()
     models = []
     for number in np.argsort(-ratings, kind="stable"):
         models.append(
             {
                 "model": tally.models[number],
-                **_with_interval("rating", ratings, resampled, number),
+                **_with_interval("rating", ratings if has_ratings else None, resampled, number),
                 **_with_interval("elo", elo, elo_resampled, number),
                 "num_votes": int((points + points.T)[number].sum()),
                 "share_of_points": float(points[number].sum() / (points + points.T)[number].sum()),
@@ -66,7 +67,12 @@ def ratings_report(votes: Sequence[Vote], *, seed: int = 0) -> Report:
     }
 
 
-def _with_interval(name: str, values: Floats, resampled: Floats, number: int) -> dict[str, float]:
+def _with_interval(
+    name: str, values: Floats | None, resampled: Floats, number: int
+) -> dict[str, float | None]:
+    """A model's value and the ends of its interval; null if there is none."""
+    if values is None:
+        return {name: None, f"{name}_low": None, f"{name}_high": None}
     interval = percentile_interval(resampled[:, number], "")
     return {
         name: float(values[number]),
@@ -137,8 +143,8 @@ def _notes(tally: Tally, votes: Sequence[Vote], read: Sequence[Vote]) -> list[st
         notes.append(f"{len(votes) - len(read)} verdicts could not be read and are left out")
     if unbeaten := tally.unbeaten():
         notes.append(
-            f"{', '.join(unbeaten)} gave no point to any other model, so the distance to them has "
-            "no upper bound; the ratings only show the order"
+            f"{', '.join(unbeaten)} gave no point to any other model, so no finite ratings fit the "
+            "votes; Elo is finite, but depends on how many votes there are"
         )
     judges = {vote.voter for vote in read} & set(tally.models)
     if judges:

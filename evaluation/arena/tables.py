@@ -1,12 +1,14 @@
 """Ratings as tables and as a plot."""
 
 from pathlib import Path
+from typing import Any
 
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 from evaluation.plot import Mark, Panel, plot_panels
+from evaluation.problem import EvaluationProblem
 from evaluation.report import Report
 
 
@@ -19,8 +21,7 @@ def ratings_table(report: Report) -> Group:
     for one in report["models"]:
         table.add_row(
             one["model"],
-            f"{one['rating']:.0f}",
-            f"{one['rating_low']:.0f} to {one['rating_high']:.0f}",
+            *_rating_cells(one),
             f"{one['elo']:.0f}",
             f"{one['elo_low']:.0f} to {one['elo_high']:.0f}",
             str(one["num_votes"]),
@@ -33,11 +34,19 @@ def ratings_table(report: Report) -> Group:
 
 def plot_ratings(report: Report, path: Path) -> None:
     """Write a picture of the ratings with their intervals."""
+    if report["models"][0]["rating"] is None:
+        raise EvaluationProblem(f"there is nothing to plot: {report['notes'][-1]}")
     marks = [
         Mark(one["model"], one["rating"], one["rating_low"], one["rating_high"])
         for one in report["models"]
     ]
-    plot_panels([Panel("Bradley–Terry rating", marks)], path)
+    plot_panels([Panel("rating by Bradley and Terry", marks)], path)
+
+
+def _rating_cells(one: dict[str, Any]) -> tuple[str, str]:
+    if one["rating"] is None:
+        return "none", "none"
+    return f"{one['rating']:.0f}", f"{one['rating_low']:.0f} to {one['rating_high']:.0f}"
 
 
 def _counted(report: Report) -> str:

@@ -60,14 +60,9 @@ class Tally:
         """The models of a group that got no point from, or gave none to, all other models. No
         finite ratings fit such votes."""
         is_reached = _reached(self.points() > 0)
-        together = is_reached & is_reached.T
         strongest = is_reached.sum(axis=1).argmax()
-        part = together[strongest]
-        return (
-            []
-            if part.all()
-            else [model for model, is_in in zip(self.models, part, strict=True) if is_in]
-        )
+        part = is_reached[strongest] & is_reached[:, strongest]
+        return [] if part.all() else [self.models[number] for number in np.flatnonzero(part)]
 
 
 def _reached(edges: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:

@@ -4,6 +4,7 @@
 import functools
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, ParamSpec
 
@@ -218,8 +219,10 @@ def arena(
     from evaluation.asking import Asking
     from evaluation.task import load_task
 
-    address = _address(url, api_key, timeout, concurrency)
-    elsewhere = judge_url is not None
+    address = judge_address = _address(url, api_key, timeout, concurrency)
+    if judge_url is not None:
+        # The key of one server is not sent to another.
+        judge_address = replace(address, url=_checked(judge_url), api_key=judge_api_key)
     contest = Contest(
         task=load_task(prompts).first(limit),
         models=tuple(model),
@@ -233,9 +236,7 @@ def arena(
         ),
         address=address,
         judge=judge,
-        judge_address=(
-            _address(judge_url, judge_api_key, timeout, concurrency) if elsewhere else address
-        ),
+        judge_address=judge_address,
     )
     return arena_command(contest, output, _shown(None, None, as_json, plot, resampling_seed))
 
@@ -259,6 +260,10 @@ def ratings(
     from evaluation.arena.commands import ratings_command
 
     return ratings_command(votes, _shown(None, None, as_json, plot, resampling_seed))
+
+
+def _checked(url: str) -> str:
+    return load_client_settings({"url": url}).url
 
 
 def _address(
