@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import typer
 from rich.console import Console, RenderableType
 
 from evaluation.asking import Asker, Asking
@@ -58,11 +59,9 @@ class Shown:
 
     def show(self, report: Report | list[Report], table: RenderableType) -> None:
         if self.as_json:
-            Console(soft_wrap=True, markup=False, highlight=False).print(
-                json.dumps(report, indent=2, ensure_ascii=False)
-            )
+            typer.echo(json.dumps(report, indent=2, ensure_ascii=False))
         else:
-            Console(markup=False, highlight=False).print(table)
+            Console(markup=False, emoji=False, highlight=False).print(table)
 
 
 def run_command(
@@ -77,14 +76,13 @@ def run_command(
     Extraction.of(shown.extract)
     asking.check(task)
     outcome = asyncio.run(_run(address, task, asking, output))
+    for item, problem in outcome.failed[:1]:
+        num = len(outcome.failed)
+        typer.echo(
+            f"{num} items were not answered, the first of them {item.id}: {problem}", err=True
+        )
     report_command([output], shown)
-    if not outcome.failed:
-        return 0
-    item, problem = outcome.failed[0]
-    Console(stderr=True, markup=False, highlight=False).print(
-        f"{len(outcome.failed)} items were not answered, the first of them {item.id}: {problem}"
-    )
-    return EXIT_INCOMPLETE
+    return EXIT_INCOMPLETE if outcome.failed else 0
 
 
 async def _run(address: ServerAddress, task: Task, asking: Asking, output: Path) -> Outcome:

@@ -46,19 +46,21 @@ def compare(first: ScoreRows, second: ScoreRows, groups: Groups, *, seed: int) -
         return second.values(sums[:, width:]) - first.values(sums[:, :width])
 
     pairs = groups.sums(np.concatenate([first.rows, second.rows], axis=1))
-    resampled = bootstrap(pairs, differences, seed=seed)
     difference = second.value - first.value
     if first.is_binary and second.is_binary and groups.are_single:
         only_first, only_second = _discordant(first, second)
         interval = paired_shares_interval(only_first, only_second, len(first.rows))
         p_value = mcnemar(only_first, only_second)
         test = f"exact McNemar test, {only_first + only_second} items differ"
+        # Resamples of runs that agree on all items would show no doubt at all.
+        error = (interval.high - interval.low) / (2 * Z)
     else:
         kind = "items" if groups.are_single else "groups"
+        resampled = bootstrap(pairs, differences, seed=seed)
+        error = float(resampled.std(ddof=1))
         interval = percentile_interval(resampled, f"paired bootstrap of {groups.num} {kind}")
         p_value, ways = _permutation_test(first, second, groups, seed=seed)
         test = f"paired permutation test of {groups.num} {kind}, {ways}"
-    error = float(resampled.std(ddof=1))
     return Difference(
         first=first.value,
         second=second.value,

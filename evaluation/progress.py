@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 LINE_EVERY_S = 15.0
 
@@ -20,10 +20,13 @@ def shown_progress(what: str, total: int) -> Iterator[Advance]:
     if not console.is_terminal:
         yield _lines(console, what, total)
         return
-    columns = (TextColumn("{task.description}"), *Progress.get_default_columns()[1:2])
-    with Progress(
-        *columns, MofNCompleteColumn(), TimeRemainingColumn(), console=console, transient=True
-    ) as progress:
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(what, total=total)
 
         def advance(done: int, failed: int) -> None:

@@ -33,7 +33,11 @@ def run_report(
     for score in scores:
         rows = score.rows(records)
         interval = score_interval(rows, groups, seed=seed)
-        found[score.name] = {"value": rows.value, **_interval(interval)}
+        found[score.name] = {
+            "meaning": score.meaning,
+            "value": rows.value,
+            **_interval(interval),
+        }
         if rows.signature is not None:
             found[score.name]["signature"] = rows.signature
         for item, value in zip(items, rows.per_item, strict=True):

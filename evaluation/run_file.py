@@ -68,7 +68,7 @@ class RunFile:
         self._numbers = {item.id: number for number, item in enumerate(task.items)}
         header = _header(task, asking)
         if path.exists() and path.stat().st_size:
-            drop_incomplete_line(path)
+            drop_incomplete_line(path, FORMAT)
             run = load_run(path)
             _check_same(path, run, header)
             self.answered = {record.item.id for record in run.records}
@@ -104,11 +104,9 @@ def load_run(path: Path) -> Run:
     Raises:
         EvaluationProblem: it is none, or a line is wrong.
     """
-    lines = json_lines(path, read_bytes(path))
-    if not lines or lines[0][1].get("format") != FORMAT:
-        raise EvaluationProblem(
-            f"{path}: this is not a file of `tandem eval run`; name one of those, or a new one"
-        )
+    data = read_bytes(path)
+    check_format(path, data, FORMAT)
+    lines = json_lines(path, data)
     header = lines[0][1]
     if header.get("version") != VERSION:
         raise EvaluationProblem(
@@ -143,9 +141,23 @@ def _header(task: Task, asking: Asking) -> dict[str, Any]:
     }
 
 
-def drop_incomplete_line(path: Path) -> None:
-    """Remove the end of a line that a killed run was writing."""
-    data = path.read_bytes()
+def check_format(path: Path, data: bytes, form: str) -> None:
+    """Raise if the first line of a file does not say that it has this form."""
+    try:
+        header = json.loads(data.partition(b"\n")[0])
+        found = header["format"]
+    except (ValueError, KeyError, TypeError):
+        found = None
+    if found != form:
+        raise EvaluationProblem(
+            f"{path}: this is not a file of the form {form}; name one of those, or a new file"
+        )
+
+
+def drop_incomplete_line(path: Path, form: str) -> None:
+    """Remove the end of a line that a killed run was writing to a file of this form."""
+    data = read_bytes(path)
+    check_format(path, data, form)
     if not data.endswith(b"\n"):
         with path.open("r+b") as file:
             file.truncate(data.rfind(b"\n") + 1)

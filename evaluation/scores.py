@@ -33,11 +33,6 @@ class Score:
     rows: RowsOf
     maximum: float = 1.0
 
-    @property
-    def needs(self) -> str:
-        """The field that items must have."""
-        return "references" if self.asked == "answers" else "choices"
-
     def written(self, value: float, *, sign: bool = False) -> str:
         """A value or a difference of values for people."""
         digits = 3 if self.maximum == 1.0 else 1

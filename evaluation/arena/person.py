@@ -57,4 +57,4 @@ def _show(console: Console, match: Match, title: str) -> None:
     for heading, text in parts:
         console.print(Rule(heading, align="left"))
         # What a model writes must not control the terminal.
-        console.print(_CONTROL.sub("�", text), markup=False, highlight=False)
+        console.print(_CONTROL.sub("�", text), markup=False, emoji=False, highlight=False)

@@ -8,7 +8,7 @@ from typing import Any
 
 from evaluation.arena.vote import Vote, Winner
 from evaluation.problem import EvaluationProblem
-from evaluation.run_file import drop_incomplete_line
+from evaluation.run_file import check_format, drop_incomplete_line
 from evaluation.task import json_lines, read_bytes
 
 FORMAT = "tandem-eval-votes"
@@ -29,7 +29,7 @@ class VoteFile:
         header = {"format": FORMAT, "version": 1, **source}
         self.votes: list[Vote] = []
         if path.exists() and path.stat().st_size:
-            drop_incomplete_line(path)
+            drop_incomplete_line(path, FORMAT)
             _check_same(path, header)
             self.votes = load_votes(path)
             self._file = path.open("a", encoding="utf-8")
@@ -64,10 +64,7 @@ def load_votes(path: Path) -> list[Vote]:
         return [vote for one in conversations for vote in _votes_of(one)]
     lines = json_lines(path, data)
     if lines and "format" in lines[0][1]:
-        if lines[0][1]["format"] != FORMAT:
-            raise EvaluationProblem(
-                f"{path}: this is not a file of votes, but of {lines[0][1]['format']}"
-            )
+        check_format(path, data, FORMAT)
         lines = lines[1:]
     return [Vote.from_json(entry, f"{path}:{line}") for line, entry in lines]
 

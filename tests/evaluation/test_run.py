@@ -208,9 +208,9 @@ def test_wrong_orders_are_one_line(words, invoke, written, tmp_path, line, optio
 
 
 def test_a_file_that_is_no_run_is_not_written_over(words, invoke, quiz):
-    before = quiz.read_bytes()
+    quiz.write_bytes(before := quiz.read_bytes().removesuffix(b"\n"))
     code, _, err = invoke("run", quiz, "-o", quiz)
-    assert code == 2 and "not a file of `tandem eval run`" in err
+    assert code == 2 and "not a file of the form tandem-eval-run" in err
     assert quiz.read_bytes() == before
 
 

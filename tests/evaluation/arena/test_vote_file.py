@@ -55,7 +55,7 @@ def test_votes_of_lmarena(tmp_path):
         ({"model_a": "x", "model_b": "y", "winner": "x"}, "`winner` is 'x'"),
         ({"model_a": "x", "model_b": "x", "winner": "tie"}, "two different models"),
         ({"model_a": "x", "winner": "tie"}, "`model_a` and `model_b`"),
-        ({"format": "tandem-eval-run"}, "not a file of votes"),
+        ({"format": "tandem-eval-run"}, "not a file of the form tandem-eval-votes"),
     ],
 )
 def test_wrong_lines_are_named(tmp_path, line, words):
