@@ -76,11 +76,10 @@ def run_command(
     Extraction.of(shown.extract)
     asking.check(task)
     outcome = asyncio.run(_run(address, task, asking, output))
-    for item, problem in outcome.failed[:1]:
-        num = len(outcome.failed)
-        typer.echo(
-            f"{num} items were not answered, the first of them {item.id}: {problem}", err=True
-        )
+    if outcome.failed:
+        item, problem = outcome.failed[0]
+        refused = f"{len(outcome.failed)} of {len(task.items)} items were refused"
+        typer.echo(f"{refused}, the first of them {item.id}: {problem}", err=True)
     report_command([output], shown)
     return EXIT_INCOMPLETE if outcome.failed else 0
 

@@ -84,7 +84,7 @@ def test_items_that_are_refused_are_told_and_asked_again(words, invoke, quiz, tm
     words.faults[ANSWERS] = [httpx.Response(400, json={"error": {"message": "too long"}})]
     code, out, err = invoke("run", quiz, "-o", output)
     assert code == 1
-    assert "1 items were not answered, the first of them q0" in err and "too long" in err
+    assert f"1 of {NUM} items were refused, the first of them q0" in err and "too long" in err
     assert f"1 of {NUM} items have no answer" in out
     assert invoke("run", quiz, "-o", output)[0] == 0
 
