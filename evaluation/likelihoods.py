@@ -1,7 +1,7 @@
 """How likely a model finds each choice, from the log-probabilities of prompts.
 
-It needs `/v1/completions` with `echo` and `logprobs`, which Tandem, vLLM and SGLang have. For chats
-it also needs `/tokenize` with messages, which Tandem and vLLM have. llama-server ignores `echo`.
+It needs `/v1/completions` with `echo` and `logprobs`, and for chats `/tokenize` with messages, as
+Tandem and vLLM have them. llama-server has no log-probabilities of prompts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -101,8 +101,8 @@ class ChoiceLikelihoods:
         if len(logprobs) < num or len(tokens) < num:
             raise RequestProblem(
                 "this server returns no log-probabilities of a prompt (/v1/completions with echo "
-                "and logprobs; llama-server ignores echo); serve the model with Tandem, vLLM or "
-                "SGLang, or score texts instead of choices"
+                "and logprobs), as llama-server does not; serve the model with Tandem or vLLM, or score "
+                "texts instead of choices"
             )
         return _Prompt(tokens, logprobs, answer.get("system_fingerprint"))
 

@@ -88,7 +88,7 @@ async def test_choices_answer_a_conversation():
 async def test_a_server_that_ignores_echo_is_told_apart():
     server = WordServer()
     server.echo = "none"
-    with pytest.raises(RequestProblem, match="llama-server ignores echo") as caught:
+    with pytest.raises(RequestProblem, match="as llama-server does not") as caught:
         await after_text(server, "a b", ["c", "d"])
     assert caught.value.concerns_all
 
