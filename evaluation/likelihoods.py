@@ -101,8 +101,8 @@ class ChoiceLikelihoods:
         if len(logprobs) < num or len(tokens) < num:
             raise RequestProblem(
                 "this server returns no log-probabilities of a prompt (/v1/completions with echo "
-                "and logprobs), as llama-server does not; serve the model with Tandem or vLLM, or score "
-                "texts instead of choices"
+                "and logprobs), as llama-server does not; serve the model with Tandem or vLLM, or "
+                "score texts instead of choices"
             )
         return _Prompt(tokens, logprobs, answer.get("system_fingerprint"))
 

@@ -5,7 +5,7 @@ items comes from sums, as for the items themselves.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -44,8 +44,12 @@ class ScoreRows:
 def mean_rows(scores: Sequence[float]) -> ScoreRows:
     """The rows of a mean."""
     column = np.array(scores, np.float64)
-    is_binary = bool(np.isin(column, (0.0, 1.0)).all())
-    return ScoreRows(np.stack([column, np.ones_like(column)], axis=1), _means, is_binary)
+    return ScoreRows(np.stack([column, np.ones_like(column)], axis=1), _means)
+
+
+def share_rows(scores: Sequence[float]) -> ScoreRows:
+    """The rows of a share: a mean of zeros and ones."""
+    return replace(mean_rows(scores), is_binary=True)
 
 
 def _means(sums: Floats) -> Floats:

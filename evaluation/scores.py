@@ -10,7 +10,7 @@ from evaluation.corpus_scores import bleu_rows, chrf_rows
 from evaluation.problem import EvaluationProblem
 from evaluation.record import Record
 from evaluation.rouge import rouge_1, rouge_2, rouge_l
-from evaluation.score_rows import ScoreRows, mean_rows
+from evaluation.score_rows import ScoreRows, mean_rows, share_rows
 from evaluation.task import Item
 from evaluation.text_scores import PairScore, best_of, contains, exact_match, exact_match_squad, f1
 
@@ -39,13 +39,17 @@ class Score:
         return f"{value:{'+' if sign else ''}.{digits}f}"
 
 
-def _best(score: PairScore) -> RowsOf:
-    def rows(records: Sequence[Record]) -> ScoreRows:
-        return mean_rows(
-            [best_of(score, record.answer.text, record.item.references) for record in records]
-        )
+def _share(score: PairScore) -> RowsOf:
+    """The share of answers whose score is 1, which is otherwise 0."""
+    return lambda records: share_rows(_against_references(score, records))
 
-    return rows
+
+def _mean(score: PairScore) -> RowsOf:
+    return lambda records: mean_rows(_against_references(score, records))
+
+
+def _against_references(score: PairScore, records: Sequence[Record]) -> list[float]:
+    return [best_of(score, record.answer.text, record.item.references) for record in records]
 
 
 def _corpus(rows_of: Callable[[Sequence[str], Sequence[Sequence[str]]], ScoreRows]) -> RowsOf:
@@ -59,11 +63,11 @@ def _corpus(rows_of: Callable[[Sequence[str], Sequence[Sequence[str]]], ScoreRow
 
 
 def _likeliest(records: Sequence[Record]) -> ScoreRows:
-    return mean_rows([is_likeliest(*_likelihoods(record)) for record in records])
+    return share_rows([is_likeliest(*_likelihoods(record)) for record in records])
 
 
 def _likeliest_per_byte(records: Sequence[Record]) -> ScoreRows:
-    return mean_rows(
+    return share_rows(
         [is_likeliest_per_byte(*_likelihoods(record), record.item.choices) for record in records]
     )
 
@@ -78,24 +82,24 @@ _ALL = (
         "exact_match",
         "share of answers equal to a reference, but for white space",
         "answers",
-        _best(exact_match),
+        _share(exact_match),
     ),
     Score(
         "exact_match_squad",
         "the same without case, punctuation and English articles",
         "answers",
-        _best(exact_match_squad),
+        _share(exact_match_squad),
     ),
     Score(
         "contains",
         "share of answers in which a reference occurs, whatever the case",
         "answers",
-        _best(contains),
+        _share(contains),
     ),
-    Score("f1", "mean F1 of words, as SQuAD counts them", "answers", _best(f1)),
-    Score("rouge1", "mean F-measure of words", "answers", _best(rouge_1)),
-    Score("rouge2", "mean F-measure of pairs of words", "answers", _best(rouge_2)),
-    Score("rougeL", "mean F-measure of the longest common subsequence", "answers", _best(rouge_l)),
+    Score("f1", "mean F1 of words, as SQuAD counts them", "answers", _mean(f1)),
+    Score("rouge1", "mean F-measure of words", "answers", _mean(rouge_1)),
+    Score("rouge2", "mean F-measure of pairs of words", "answers", _mean(rouge_2)),
+    Score("rougeL", "mean F-measure of the longest common subsequence", "answers", _mean(rouge_l)),
     Score("bleu", "BLEU of all answers together", "answers", _corpus(bleu_rows), 100.0),
     Score("chrf", "chrF of all answers together", "answers", _corpus(chrf_rows), 100.0),
     Score(

@@ -8,7 +8,7 @@ from scipy import stats
 
 from evaluation.difference import compare, items_needed, mcnemar, paired_shares_interval
 from evaluation.resampling import Groups
-from evaluation.score_rows import mean_rows
+from evaluation.score_rows import mean_rows, share_rows
 
 
 def single(num):
@@ -26,8 +26,8 @@ def test_mcnemars_test_is_exact():
 
 
 def test_shares_are_compared_by_the_items_that_differ():
-    first = mean_rows([1.0] * 10 + [0.0] * 5 + [1.0] * 1 + [0.0] * 4)
-    second = mean_rows([1.0] * 10 + [1.0] * 5 + [0.0] * 1 + [0.0] * 4)
+    first = share_rows([1.0] * 10 + [0.0] * 5 + [1.0] * 1 + [0.0] * 4)
+    second = share_rows([1.0] * 10 + [1.0] * 5 + [0.0] * 1 + [0.0] * 4)
     found = compare(first, second, single(20), seed=0)
     assert (found.first, found.second, found.difference) == pytest.approx((0.55, 0.75, 0.2))
     assert found.p_value == mcnemar(1, 5)
@@ -63,7 +63,7 @@ def test_groups_are_swapped_and_resampled_as_a_whole():
 
 
 def test_runs_that_agree_on_all_items_leave_some_doubt():
-    same = mean_rows([1.0, 0.0] * 10)
+    same = share_rows([1.0, 0.0] * 10)
     found = compare(same, same, single(20), seed=0)
     assert (found.p_value, found.items_needed, found.difference) == (1.0, None, 0.0)
     assert found.interval.low < -0.05 and found.interval.high > 0.05

@@ -8,7 +8,7 @@ from scipy import stats
 
 from evaluation.interval import score_interval, wilson
 from evaluation.resampling import Groups, bootstrap
-from evaluation.score_rows import mean_rows
+from evaluation.score_rows import mean_rows, share_rows
 
 
 def ends(interval):
@@ -44,7 +44,7 @@ def test_repeated_items_of_a_group_add_no_certainty():
 
 
 def test_shares_of_groups_are_resampled():
-    zeros_and_ones = mean_rows([1.0, 1.0, 0.0, 0.0])
+    zeros_and_ones = share_rows([1.0, 1.0, 0.0, 0.0])
     assert score_interval(zeros_and_ones, Groups([None] * 4), seed=0).method == "Wilson"
     grouped = score_interval(zeros_and_ones, Groups(["a", "a", "b", "b"]), seed=0)
     assert grouped.method == "bootstrap of 2 groups"
