@@ -40,7 +40,7 @@ STRENGTHS = {"a": 0.0, "b": 0.4, "c": 1.1, "d": -0.3}
 
 
 def test_ratings_are_those_of_arena_rank():
-    """The file was written by arena-rank 0.1.1; its `command` makes it anew."""
+    """The file comes from `python -m tools.arena_rank_ratings`."""
     for case in json.loads(DATA.read_text())["cases"]:
         votes = [
             Vote.from_json(dict(zip(("model_a", "model_b", "winner"), vote, strict=True)), str(i))
