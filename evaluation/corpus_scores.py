@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from itertools import zip_longest
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ def chrf_rows(answers: Sequence[str], references: Sequence[Sequence[str]]) -> Sc
     return _rows(_sacrebleu().CHRF(), answers, references)
 
 
-def _sacrebleu() -> ModuleType:
+def _sacrebleu() -> Any:
     try:
         import sacrebleu
     except ImportError:

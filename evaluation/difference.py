@@ -81,7 +81,7 @@ def mcnemar(only_first: int, only_second: int) -> float:
     """
     num = only_first + only_second
     tail = sum(math.comb(num, k) for k in range(min(only_first, only_second) + 1))
-    return min(1.0, 2 * tail / 2**num)
+    return min(1.0, 2 * tail / (1 << num))
 
 
 def paired_shares_interval(only_first: int, only_second: int, num: int) -> Interval:

@@ -75,11 +75,11 @@ def comparison_report(
         )
     scores = _fitting(scores, first)
     pairs = _paired(first, second)
-    sides = [_scored(side, extraction) for side in zip(*pairs, strict=True)]
+    ours, theirs = (_scored(side, extraction) for side in zip(*pairs, strict=True))
     groups = Groups([record.item.group for record, _ in pairs])
     found = {}
     for score in scores:
-        one = compare(*(score.rows(side) for side in sides), groups, seed=seed)
+        one = compare(score.rows(ours), score.rows(theirs), groups, seed=seed)
         # The interval's own entries take the place of the object.
         found[score.name] = {**asdict(one), **_interval(one.interval)}
     return {

@@ -146,7 +146,7 @@ def _notes(tally: Tally, votes: Sequence[Vote], read: Sequence[Vote]) -> list[st
             f"{', '.join(unbeaten)} gave no point to any other model, so no finite ratings fit the "
             "votes; Elo is finite, but depends on how many votes there are"
         )
-    judges = {vote.voter for vote in read} & set(tally.models)
+    judges = {vote.voter for vote in read if vote.voter in tally.models}
     if judges:
         notes.append(
             f"{', '.join(sorted(judges))} judged its own answers; models tend to prefer these"

@@ -35,7 +35,7 @@ class Tally:
     @property
     def counts(self) -> Floats:
         """[kinds], how many votes there are of each kind."""
-        return self.rows.sum(axis=0)
+        return np.asarray(self.rows.sum(axis=0), np.float64)
 
     def points(self) -> Floats:
         """[models, models], the points of each model against each other: 1 for a win, a half for a
