@@ -76,7 +76,9 @@ class WordServer:
         if path == "/tokenize":
             return httpx.Response(200, json={"tokens": self._tokenized(body)})
         if path == "/v1/chat/completions":
-            choice: dict[str, Any] = {"message": {"content": self.reply(body["messages"][-1]["content"])}}
+            choice: dict[str, Any] = {
+                "message": {"content": self.reply(body["messages"][-1]["content"])}
+            }
         elif body.get("echo"):
             return self._echoed(body)
         else:
