@@ -46,7 +46,7 @@ def test_other_scores_are_compared_by_permutations(num):
         vectorized=True,
     )
     is_exact = num == 9
-    assert found.p_value == pytest.approx(theirs.pvalue, abs=1e-12 if is_exact else 0.02)
+    assert found.p_value == pytest.approx(theirs.pvalue, abs=1e-12 if is_exact else 0.03)
     assert f"{512 if is_exact else 10_001} permutations" in found.test
 
 
