@@ -1,6 +1,7 @@
 """Reports as tables for a terminal."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Group
@@ -14,12 +15,13 @@ from evaluation.scores import SCORES
 def runs_table(reports: Sequence[Report]) -> Group:
     """The scores of runs."""
     table = Table()
-    for name in ("model", "task", "score", "value", "95 % interval", "items"):
+    for name in ("run", "model", "task", "score", "value", "95 % interval", "items"):
         table.add_column(name, justify="right" if name in ("value", "items") else "left")
     for report in reports:
         for name, found in report["scores"].items():
             written = SCORES[name].written
             table.add_row(
+                Path(report["file"]).stem,
                 report["asking"]["model"],
                 report["task"]["name"],
                 name,
