@@ -27,6 +27,7 @@ COPY --chown=tandem:tandem server ./server
 COPY --chown=tandem:tandem engine ./engine
 COPY --chown=tandem:tandem kernels ./kernels
 COPY --chown=tandem:tandem loadtest ./loadtest
+COPY --chown=tandem:tandem evaluation ./evaluation
 COPY --chown=tandem:tandem configs ./configs
 ARG EXTRAS=
 RUN pip install --constraint constraints.txt ".${EXTRAS:+[$EXTRAS]}"

@@ -21,6 +21,7 @@ from engine.version import __version__
 from server.process.options import given_settings, serve_signature
 from server.settings import ClientSettings, load_client_settings, load_settings
 from server.settings.problem import SettingsProblem
+from server.terminal import evaluate
 from server.terminal.order_options import AS_IN_SERVE, Given, given, ordered
 
 app = typer.Typer(
@@ -31,6 +32,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,  # they would show local values: keys and prompts
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+app.add_typer(evaluate.app, name="eval", short_help="Evaluate models on your own questions.")
 
 Url = Annotated[str | None, typer.Option(help="Address of the server. [TANDEM_URL]")]
 ApiKey = Annotated[str | None, typer.Option(help="Key to send. [TANDEM_API_KEY]", metavar="KEY")]

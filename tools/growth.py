@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-SOURCE = ("server", "engine", "kernels", "loadtest", "tools")
+SOURCE = ("server", "engine", "kernels", "loadtest", "evaluation", "tools")
 CENTRAL = {
     "Scheduler": "engine/llm/",
     "LLMEngine": "engine/",

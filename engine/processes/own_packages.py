@@ -12,7 +12,7 @@ from types import ModuleType
 
 HOME = Path(__file__).parents[2]
 """The folder that holds all the packages."""
-NAMES = ("server", "engine", "kernels", "loadtest")
+NAMES = ("server", "engine", "kernels", "loadtest", "evaluation")
 
 _RUN = """import runpy, sys
 if {home!r} not in sys.path:

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/ARCHITECTURE.md").read_text()
 PACKAGES = [
     init.parent
-    for root in ("server", "engine", "kernels", "loadtest", "tools")
+    for root in ("server", "engine", "kernels", "loadtest", "evaluation", "tools")
     for init in sorted(ROOT.glob(f"{root}/**/__init__.py"))
     if len(list(init.parent.glob("*.py"))) > 1
 ]

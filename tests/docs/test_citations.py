@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
-FOLDERS = "server|engine|kernels|loadtest|tools|tests|configs|docker|docs"
+FOLDERS = "server|engine|kernels|loadtest|evaluation|tools|tests|configs|docker|docs"
 CITATION = re.compile(rf"`((?:{FOLDERS})/[\w./-]*)?(?:::(\w+))?`")
 
 

@@ -36,7 +36,9 @@ def fault_of(summary: str) -> str | None:
     return None
 
 
-@pytest.mark.parametrize("folder", ["engine", "kernels", "loadtest", "server", "tools"])
+@pytest.mark.parametrize(
+    "folder", ["engine", "evaluation", "kernels", "loadtest", "server", "tools"]
+)
 def test_docstrings_begin_with_a_sentence(folder):
     faults = [
         f"{path.relative_to(ROOT)}:{line} {fault}: {summary[:80]}"

@@ -53,7 +53,7 @@ Check = Callable[[], object]
 
 def modules() -> Iterator[tuple[str, Check]]:
     """Every module of ours but kernels for a GPU, which the extra `gpu` is for."""
-    for package in ("server", "engine", "kernels", "loadtest"):
+    for package in ("server", "engine", "kernels", "loadtest", "evaluation"):
         root = importlib.import_module(package)
         for found in pkgutil.walk_packages(root.__path__, f"{package}."):
             parts = found.name.split(".")

@@ -64,6 +64,7 @@ def test_no_command_is_described_by_half_a_sentence(invoke):
         "doctor",
         "top",
         "pull",
+        "eval",
         "version",
     ],
 )
