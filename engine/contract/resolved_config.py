@@ -197,15 +197,14 @@ def _check_speculation(intent: TextSettings) -> None:
         )
     if intent.speculative_model is not None and intent.num_speculative_tokens == 0:
         raise InvalidParameter(
-            "speculative_model is set and num_speculative_tokens is 0; leave num_speculative_tokens "
-            "out, or set it, for example to 8, or leave speculative_model out",
+            "speculative_model is set and num_speculative_tokens is 0; leave "
+            "num_speculative_tokens out, or set it, for example to 8, or leave speculative_model "
+            "out",
             param="num_speculative_tokens",
         )
 
 
-def _num_speculative_tokens(
-    intent: TextSettings, model: ModelFacts, machine: MachineFacts
-) -> int:
+def _num_speculative_tokens(intent: TextSettings, model: ModelFacts, machine: MachineFacts) -> int:
     """The most tokens of a draft. Unasked, nothing is guessed where a guess costs more than its
     row: on a GPU, where its step is not launched ahead, and where it changes a recurrent state."""
     if intent.num_speculative_tokens is not None:

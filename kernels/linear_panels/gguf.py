@@ -4,12 +4,15 @@ Most types keep their fp16 scales, the `_K` types and IQ4_XS their factors and i
 bits. Codes keep their bits; those of Q2_K and Q3_K get four.
 """
 
+import functools
+
 import torch
 from torch import Tensor
 
+from kernels import native
 from kernels.linear_gguf.dequantize import OFFSETS, parts
 from kernels.linear_gguf.quant_type import BLOCKS, GGUFType
-from kernels.linear_panels.panels import LANES, Codes, Meaning, PanelFormat, Panels, pack
+from kernels.linear_panels.panels import BLOCK, LANES, Codes, Meaning, PanelFormat, Panels, pack
 from kernels.shared.in_threads import joined_in_threads
 
 _LEAST_WEIGHTS, _MOST_WEIGHTS = 1 << 20, 1 << 22
@@ -38,18 +41,39 @@ def panels_from_gguf(weight: Tensor, quant_type: GGUFType) -> Panels:
     Args:
         weight: [N, bytes of a row] uint8, as in the file.
     """
-    block = BLOCKS[quant_type]
+    block, form = BLOCKS[quant_type], FORMATS[quant_type]
     in_features = weight.shape[1] // block.num_bytes * block.num_weights
-    share = max(weight.shape[0] * in_features // torch.get_num_threads(), _LEAST_WEIGHTS)
-    step = max(1, min(share, _MOST_WEIGHTS) // in_features // LANES) * LANES
+    is_native = native.library() is not None and weight.is_cpu and weight.stride(1) == 1
+    arrange = _packed_natively if is_native else packed_by_torch
     return Panels(
-        format=FORMATS[quant_type],
+        format=form,
         out_features=weight.shape[0],
         in_features=in_features,
-        data=joined_in_threads(
-            lambda rows: pack(gguf_codes(rows, quant_type)).data, torch.split(weight, step)
-        ),
+        data=arrange(weight, quant_type, in_features),
     )
+
+
+def packed_by_torch(weight: Tensor, quant_type: GGUFType, in_features: int) -> Tensor:
+    """Compute the bytes of the panels of a tensor, [panels, bytes]: the reference of `gguf.cpp`."""
+    share = max(weight.shape[0] * in_features // torch.get_num_threads(), _LEAST_WEIGHTS)
+    step = max(1, min(share, _MOST_WEIGHTS) // in_features // LANES) * LANES
+    return joined_in_threads(
+        lambda rows: pack(gguf_codes(rows, quant_type)).data, torch.split(weight, step)
+    )
+
+
+def _packed_natively(weight: Tensor, quant_type: GGUFType, in_features: int) -> Tensor:
+    form, outputs, records = FORMATS[quant_type], weight.shape[0], in_features // BLOCK
+    panel_bytes = form.factor_bytes(in_features) + records * form.record_bytes
+    data = torch.empty(-(-outputs // LANES), panel_bytes, dtype=torch.uint8)
+    given = int(quant_type), weight.data_ptr(), weight.stride(0)
+    _function()(*given, outputs, records, data.data_ptr(), panel_bytes)
+    return data
+
+
+@functools.cache
+def _function() -> native.Function:
+    return native.function("tandem_panels_from_gguf", "ipiiipi")
 
 
 def gguf_codes(weight: Tensor, quant_type: GGUFType) -> Codes:

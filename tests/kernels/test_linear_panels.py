@@ -24,6 +24,7 @@ from kernels.linear_panels import (
 )
 from kernels.linear_panels.digit_activations import round_to_digits
 from kernels.linear_panels.formats import E2M1, WIDE
+from kernels.linear_panels.gguf import packed_by_torch
 from kernels.linear_panels.int16_activations import round_to_int16
 from kernels.linear_panels.lookup import row_lookup
 from kernels.linear_panels.panels import BLOCK, Meaning, pack, unpack
@@ -59,6 +60,17 @@ def test_packing_keeps_every_weight(quant_type):
     kept = unpack(panels_from_gguf(weight, quant_type)).dequantised()
     wanted = gguf.quants.dequantize(weight.numpy(), gguf.GGMLQuantizationType(quant_type))
     np.testing.assert_allclose(kept.numpy(), wanted, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("quant_type", TYPES, ids=lambda one: one.name)
+def test_packing_natively_gives_the_bytes_of_pytorch(quant_type):
+    outputs, inputs = random.randint(1, 70), 256 * random.randint(1, 5)
+    weight = random_weight(quant_type, outputs, inputs)
+    # Rows may be a part of a wider tensor.
+    wider = torch.cat([weight, weight[:, :7]], 1)
+    found = panels_from_gguf(wider[:, : weight.shape[1]], quant_type)
+    assert (found.out_features, found.in_features) == (outputs, inputs)
+    assert torch.equal(found.data, packed_by_torch(weight, quant_type, inputs))
 
 
 @pytest.mark.parametrize("form", WIDE.values(), ids=WIDE)
