@@ -1,4 +1,4 @@
-// Arranges rows of a GGUF tensor in panels, with the bytes of `gguf.py::packed_by_torch`. The
+// Arranges rows of a GGUF tensor in panels, with the bytes of `gguf.py::panels_by_torch`. The
 // layouts of blocks are explained in `kernels/linear_gguf/dequantize.py`, that of panels in
 // `panels.py`.
 #include <algorithm>

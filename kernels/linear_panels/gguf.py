@@ -12,11 +12,15 @@ from torch import Tensor
 from kernels import native
 from kernels.linear_gguf.dequantize import OFFSETS, parts
 from kernels.linear_gguf.quant_type import BLOCKS, GGUFType
-from kernels.linear_panels.panels import BLOCK, LANES, Codes, Meaning, PanelFormat, Panels, pack
-from kernels.shared.in_threads import joined_in_threads
-
-_LEAST_WEIGHTS, _MOST_WEIGHTS = 1 << 20, 1 << 22
-"""The numbers of weights that a thread converts at a time."""
+from kernels.linear_panels.panels import (
+    BLOCK,
+    LANES,
+    Codes,
+    Meaning,
+    PanelFormat,
+    Panels,
+    pack_in_parts,
+)
 
 _INT8 = torch.int8
 FORMATS = {
@@ -41,34 +45,30 @@ def panels_from_gguf(weight: Tensor, quant_type: GGUFType) -> Panels:
     Args:
         weight: [N, bytes of a row] uint8, as in the file.
     """
-    block, form = BLOCKS[quant_type], FORMATS[quant_type]
-    in_features = weight.shape[1] // block.num_bytes * block.num_weights
-    is_native = native.library() is not None and weight.is_cpu and weight.stride(1) == 1
-    arrange = _packed_natively if is_native else packed_by_torch
-    return Panels(
-        format=form,
-        out_features=weight.shape[0],
-        in_features=in_features,
-        data=arrange(weight, quant_type, in_features),
-    )
-
-
-def packed_by_torch(weight: Tensor, quant_type: GGUFType, in_features: int) -> Tensor:
-    """Compute the bytes of the panels of a tensor, [panels, bytes]: the reference of `gguf.cpp`."""
-    share = max(weight.shape[0] * in_features // torch.get_num_threads(), _LEAST_WEIGHTS)
-    step = max(1, min(share, _MOST_WEIGHTS) // in_features // LANES) * LANES
-    return joined_in_threads(
-        lambda rows: pack(gguf_codes(rows, quant_type)).data, torch.split(weight, step)
-    )
-
-
-def _packed_natively(weight: Tensor, quant_type: GGUFType, in_features: int) -> Tensor:
-    form, outputs, records = FORMATS[quant_type], weight.shape[0], in_features // BLOCK
-    panel_bytes = form.factor_bytes(in_features) + records * form.record_bytes
+    if native.library() is None or not weight.is_cpu or weight.stride(1) != 1:
+        return panels_by_torch(weight, quant_type)
+    form, outputs = FORMATS[quant_type], weight.shape[0]
+    in_features = _in_features(weight, quant_type)
+    num_records = in_features // BLOCK
+    panel_bytes = form.factor_bytes(in_features) + num_records * form.record_bytes
     data = torch.empty(-(-outputs // LANES), panel_bytes, dtype=torch.uint8)
     given = int(quant_type), weight.data_ptr(), weight.stride(0)
-    _function()(*given, outputs, records, data.data_ptr(), panel_bytes)
-    return data
+    _function()(*given, outputs, num_records, data.data_ptr(), panel_bytes)
+    return Panels(format=form, out_features=outputs, in_features=in_features, data=data)
+
+
+def panels_by_torch(weight: Tensor, quant_type: GGUFType) -> Panels:
+    """The reference of `gguf.cpp`: the same panels, by operations of PyTorch."""
+    return pack_in_parts(
+        weight.shape[0],
+        _in_features(weight, quant_type),
+        lambda some: gguf_codes(weight[some], quant_type),
+    )
+
+
+def _in_features(weight: Tensor, quant_type: GGUFType) -> int:
+    block = BLOCKS[quant_type]
+    return weight.shape[1] // block.num_bytes * block.num_weights
 
 
 @functools.cache

@@ -24,7 +24,7 @@ from kernels.linear_panels import (
 )
 from kernels.linear_panels.digit_activations import round_to_digits
 from kernels.linear_panels.formats import E2M1, WIDE
-from kernels.linear_panels.gguf import packed_by_torch
+from kernels.linear_panels.gguf import panels_by_torch
 from kernels.linear_panels.int16_activations import round_to_int16
 from kernels.linear_panels.lookup import row_lookup
 from kernels.linear_panels.panels import BLOCK, Meaning, pack, unpack
@@ -70,7 +70,7 @@ def test_packing_natively_gives_the_bytes_of_pytorch(quant_type):
     wider = torch.cat([weight, weight[:, :7]], 1)
     found = panels_from_gguf(wider[:, : weight.shape[1]], quant_type)
     assert (found.out_features, found.in_features) == (outputs, inputs)
-    assert torch.equal(found.data, packed_by_torch(weight, quant_type, inputs))
+    assert torch.equal(found.data, panels_by_torch(weight, quant_type).data)
 
 
 @pytest.mark.parametrize("form", WIDE.values(), ids=WIDE)
