@@ -277,10 +277,11 @@ def pool_bytes(intent: TextSettings, model: ModelFacts, machine: MachineFacts) -
     if intent.kv_cache_memory_gib is not None:
         return int(intent.kv_cache_memory_gib * GIB)
     if machine.device == "cuda":
-        usable = int(machine.free_memory_bytes * intent.gpu_memory_utilization) // intent.replicas
+        usable = int(machine.free_memory_bytes * intent.gpu_memory_utilization)
+        usable //= intent.num_sharing
         return max(0, usable - model.weight_bytes - model.step_bytes)
     left = max(0, min(4 * GIB, (machine.free_memory_bytes - model.weight_bytes) // 2))
-    return left // intent.replicas
+    return left // intent.num_sharing
 
 
 def _max_idle_cached_blocks(

@@ -102,6 +102,11 @@ class WorkerSettings:
         "models keep a fixed number of threads.",
     )
 
+    @property
+    def num_sharing(self) -> int:
+        """How many replicas share a device's memory: all, unless each has a GPU of its own."""
+        return 1 if self.device == "cuda" else self.replicas
+
     def with_share_of(self, num_cores: int) -> Self:
         """A copy in which the worker of one of several replicas has its share of the cores, unless
         the operator has set a number of threads."""

@@ -91,8 +91,9 @@ class ReplicatedEngineClient(EngineClient):
         among = ready or asleep
         if info is None or not among:  # the first one's error says why
             return self._workers.submit(request)
-        if ready and asleep and own.are_busy(ready):
-            self._wake_beside(asleep[0])
+        waking = [name for name in asleep if name in self._wakes]
+        if ready and len(asleep) > len(waking) and own.lacks(ready, len(waking)):
+            self._wake_beside(next(name for name in asleep if name not in waking))
         routed = own.route(request, info, among)
         stream = self._workers.submit(replace(request, model=routed.worker))
         routed.begin()
@@ -103,12 +104,13 @@ class ReplicatedEngineClient(EngineClient):
         """Wake a replica because the others are busy, if there is memory for it soon."""
 
         async def wake() -> None:
-            with contextlib.suppress(TimeoutError, EngineError):
-                await asyncio.wait_for(self._workers.wake(worker), _WAKE_BESIDE_S)
+            try:
+                with contextlib.suppress(TimeoutError, EngineError):
+                    await asyncio.wait_for(self._workers.wake(worker), _WAKE_BESIDE_S)
+            finally:
+                del self._wakes[worker]
 
-        before = self._wakes.get(worker)
-        if before is None or before.done():
-            self._wakes[worker] = self._change(wake())
+        self._wakes[worker] = self._change(wake())
 
     def load(self, spec: ModelSpec) -> asyncio.Task[Info]:
         new = ReplicaSet(spec, self._options.config, on_demand=True)

@@ -94,7 +94,7 @@ class ReplicaSet:
 
     def _spec(self, number: int, settings: dict[str, Any]) -> ModelSpec:
         spec, device = self.spec, self.spec.device
-        if self.config.device == "cuda":  # each has a GPU, and its CPU threads, to itself
+        if self.config.num_sharing == 1:  # each has a GPU, and its CPU threads, to itself
             device, settings = f"cuda:{number}", settings | {"replicas": 1}
         return ReplicaSpec(
             of=self.name,
@@ -150,10 +150,9 @@ class ReplicaSet:
         job = job_of(request, info, self.config.max_adapter_slots)
         return RoutedRequest(router, job, router.choose(job, among))
 
-    def are_busy(self, workers: Sequence[str]) -> bool:
-        """Whether each of these workers has a request."""
-        router = self._router
-        return router is not None and all(router.num_running(name) for name in workers)
+    def lacks(self, ready: Sequence[str], num_waking: int) -> bool:
+        """Whether another worker would help (`Router.lacks`)."""
+        return self._router is not None and self._router.lacks(ready, num_waking)
 
     def num_running(self, worker: str) -> int:
         """The number of a worker's unfinished requests."""

@@ -6,23 +6,21 @@ So a request goes where most of its prompt is cached, unless computing the promp
 sooner done than waiting there. Work counts from the choice to the end of the request, not from the
 first answer, and only replicas that are offered to `choose` count.
 
-- A replica with much more work than the mean takes no request for its cache's sake (a "hot
-  worker"); the bound is that of consistent hashing with bounded loads (Mirrokni et al. 2018,
-  arXiv:1608.01350). The others keep their affinity meanwhile.
+- No replica is chosen for its cache when it has more work than the least busy one and what its
+  cache saves together. So a prompt that everybody begins with makes no "hot worker": it is computed
+  on a second replica as soon as that is cheaper. Other prompts keep their places meanwhile.
 - A prompt that nobody knows goes where the least work is. An empty cache attracts nothing, so a
   replica that has just started does not get all new texts at once, and those of one that has died
-  are spread over the others (a "death spiral").
+  are spread over the others (no "death spiral").
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from engine.worker.replicas.job import Job
 from engine.worker.replicas.prefix_map import Hold, PrefixMap
 
-MOST_OVER_MEAN = 1.25
-"""How many times the mean work a replica may have and still be chosen for its cache."""
 ADAPTER_TOKENS = 256
 """The price of an adapter that a replica may have to load, in prompt tokens."""
 
@@ -60,20 +58,11 @@ class Router:
         names: the replicas.
         max_idle: the most idle blocks that a replica keeps in its prefix cache.
         num_slots: the adapters that a replica can use in one step.
-        most_over_mean: see `MOST_OVER_MEAN`.
     """
 
-    def __init__(
-        self,
-        names: Iterable[str],
-        *,
-        max_idle: int,
-        num_slots: int = 0,
-        most_over_mean: float = MOST_OVER_MEAN,
-    ) -> None:
+    def __init__(self, names: Iterable[str], *, max_idle: int, num_slots: int = 0) -> None:
         self._replicas = {name: Replica(PrefixMap(max_idle)) for name in names}
         self._num_slots = num_slots
-        self._most_over_mean = most_over_mean
 
     def work(self, name: str) -> float:
         """The unfinished work of a replica."""
@@ -83,22 +72,23 @@ class Router:
         """The number of a replica's unfinished requests."""
         return self._replicas[name].num_running
 
+    def lacks(self, ready: Sequence[str], num_waking: int) -> bool:
+        """Whether another replica would help: each one that is ready has a request, and there are
+        more requests than those that wake could take one each."""
+        running = [self._replicas[name].num_running for name in ready]
+        return all(running) and sum(running) >= len(ready) + num_waking
+
     def choose(self, job: Job, among: Iterable[str]) -> str:
         """Choose one of some replicas, of which there is at least one. Ties go to the one with the
         fewest requests, then to the one that was chosen least."""
-        found = [(name, self._replicas[name]) for name in among]
-        most = self._most_over_mean * sum(one.work for _, one in found) / len(found)
-        most += job.num_prompt_tokens + job.work
 
-        def cost(entry: tuple[str, Replica]) -> tuple[float, int, int]:
-            _, one = entry
-            is_hot = one.work > most
-            num_blocks = 0 if is_hot else one.prefixes.match(job.chain)
-            missing = 0 if is_hot else sum(name not in one.adapters for name in job.adapters)
-            price = job.uncached_tokens(num_blocks) + ADAPTER_TOKENS * missing
+        def cost(name: str) -> tuple[float, int, int]:
+            one = self._replicas[name]
+            missing = sum(adapter not in one.adapters for adapter in job.adapters)
+            price = job.uncached_tokens(one.prefixes.match(job.chain)) + ADAPTER_TOKENS * missing
             return one.work + price, one.num_running, one.num_chosen
 
-        return min(found, key=cost)[0]
+        return min(among, key=cost)
 
     def begin(self, job: Job, name: str) -> Running:
         """Note that a replica takes a request."""

@@ -1,0 +1,106 @@
+"""Writes the tables and the plot of docs/SCALING.md, from docs/scaling.json."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from loadtest.markdown import page_with, table
+
+DOCS = Path(__file__).parents[2] / "docs"
+DATA = DOCS / "scaling.json"
+PAGE = DOCS / "SCALING.md"
+PLOT = DOCS / "img" / "scaling.svg"
+COMMAND = "python -m tools.scaling"
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def write_page(data: Mapping[str, Any]) -> None:
+    """Write what there are numbers for."""
+    from tools.scaling.plot import plot_rates  # matplotlib takes a second
+
+    tables = {"costs": costs, "sizes": sizes, "failure": failure, "autoscaling": autoscaling}
+    texts = {name: text(data[name]) for name, text in tables.items() if name in data}
+    PAGE.write_text(page_with(PAGE.read_text(), texts, COMMAND))
+    if "rates" in data:
+        plot_rates(data["rates"], PLOT)
+
+
+def costs(data: Mapping[str, Any]) -> str:
+    """What a step of the model costs."""
+    step, decode, context, prompt, pair = data["costs"]
+    return (
+        f"Measured on {data['machine']} with {data['model']}: a step takes {1e3 * step:.1f} ms, "
+        f"each text that is being written {1e3 * decode:.2f} ms more and each 1,000 tokens before "
+        f"its next one {1e6 * context:.2f} ms, each prompt token {1e3 * prompt:.2f} ms and each "
+        f"1,000 tokens before that {1e6 * pair:.2f} ms. {data['num_steps']:,} steps; the fit is "
+        f"off by {data['median_error']:.0%} in the median and {data['p90_error']:.0%} for one step "
+        f"in ten."
+    )
+
+
+def sizes(rows: Rows) -> str:
+    heads = (
+        *("replicas", "router", "requests", "cached", "of one large cache", "max / mean work"),
+        *("well served", "goodput a replica", "first token s p50 / p95", "token ms p50", "busy"),
+    )
+    return table(heads, [_size(row) for row in rows], num_text_columns=2)
+
+
+def _size(row: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{row['replicas']:,}",
+        row["policy"],
+        f"{row['requests']:,}",
+        f"{row['hit_rate']:.1%}",
+        f"{row['hit_rate'] / row['one_cache']:.0%}",
+        f"{row['max_over_mean']:.2f}",
+        *_quality(row),
+    ]
+
+
+def _quality(row: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{row['share_good']:.1%}",
+        f"{row['goodput']:.3f}",
+        f"{row['p50_first_s']:.2f} / {row['p95_first_s']:.2f}",
+        f"{row['p50_token_ms']:.0f}",
+        f"{row['busy']:.0%}",
+    ]
+
+
+def failure(rows: Rows) -> str:
+    heads = (
+        *("replicas", "requests sent again", "arrivals within a minute", "of these late for it"),
+        *("mean first token s, without / with", "cached, without / with"),
+    )
+    lines = [
+        [
+            str(row["replicas"]),
+            str(row["resent"]),
+            str(row["near"]),
+            str(row["late"]),
+            " / ".join(f"{value:.2f}" for value in row["mean_wait_s"]),
+            " / ".join(f"{value:.1%}" for value in row["hit_rate"]),
+        ]
+        for row in rows
+    ]
+    return table(heads, lines, num_text_columns=0)
+
+
+def autoscaling(rows: Rows) -> str:
+    heads = (
+        *("at the start", "all awake after s", "first token s p95, first minute"),
+        *("well served, first minute", "well served, all"),
+    )
+    lines = [
+        [
+            row["start"],
+            f"{row['all_awake_s']:.1f}",
+            f"{row['p95_wait_s']:.2f}",
+            f"{row['good_in_first_minute']:.1%}",
+            f"{row['share_good']:.1%}",
+        ]
+        for row in rows
+    ]
+    return table(heads, lines)
