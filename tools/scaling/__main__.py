@@ -1,4 +1,4 @@
-"""`python -m tools.scaling [EXPERIMENT …]`: run replicas in virtual time, save numbers, write tables.
+"""`python -m tools.scaling [EXPERIMENT …]`: runs replicas in virtual time and keeps the numbers.
 
 `costs` measures this machine's steps first; all others use those numbers. Without a name, only the
 tables and plots of docs/SCALING.md are written anew.

@@ -10,8 +10,8 @@ The trace (`tests/data/README.md`) has no texts, so who shares a beginning with 
   request's prompt is longer. All copies share these.
 - The rest of each prompt is new.
 
-For more replicas there are more copies of the trace, each with its own draws and rotated by a random
-time; the speed of all is set so that each replica gets the same number of requests a second.
+For more replicas there are more copies of the trace, each with its own draws and rotated by a
+random time; the speed of all is set so that each replica gets the same number of requests a second.
 """
 
 import csv

@@ -103,4 +103,4 @@ def autoscaling(rows: Rows) -> str:
         ]
         for row in rows
     ]
-    return table(heads, lines)
+    return table(heads, lines, num_text_columns=1)

@@ -1,4 +1,4 @@
-"""One worker in virtual time: the real scheduler and prefix cache, steps that take what they cost."""
+"""One worker in virtual time: the real scheduler and prefix cache, and steps of known cost."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field

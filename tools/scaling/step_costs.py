@@ -1,4 +1,4 @@
-"""What the steps of the default model cost on this machine, fitted to many steps of a real engine."""
+"""What steps of the default model cost on this machine, fitted to many steps of a real engine."""
 
 import random
 from pathlib import Path

@@ -76,7 +76,7 @@ async def test_a_model_with_one_worker_has_no_replicas(start):
     client = await start("m=x", '{"ref": "y", "name": "two", "settings": {"replicas": 2}}')
     assert client.replicas("m") == []
     assert [one.name for one in client.replicas("two")] == ["two", "two#2"]
-    with pytest.raises(UnknownModel, match="use one of m, two$"):
+    with pytest.raises(UnknownModel, match=r"use one of m, two$"):
         client.submit(request([1], model="two#2"))
 
 

@@ -7,7 +7,7 @@ from engine.worker.replicas.job import job_of
 from engine.worker.replicas.prefix_map import PrefixMap
 from engine.worker.replicas.router import Router
 from tests.helpers.llm.paged_executor import VOCAB_SIZE, make_config, make_request
-from tests.helpers.worker.replicas import text_model, blocks, finish
+from tests.helpers.worker.replicas import blocks, finish, text_model
 
 
 def test_the_picture_is_that_of_the_scheduler_as_long_as_answers_fill_no_block():
