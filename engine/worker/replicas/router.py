@@ -21,6 +21,9 @@ from dataclasses import dataclass, field
 from engine.worker.replicas.job import Job
 from engine.worker.replicas.prefix_map import Hold, PrefixMap
 
+WEIGHT = 1.0
+"""How much more a token to compute counts than one that is queued: it delays not only its own
+request, but all that come after it."""
 ADAPTER_TOKENS = 256
 """The price of an adapter that a replica may have to load, in prompt tokens."""
 
@@ -86,7 +89,7 @@ class Router:
             one = self._replicas[name]
             missing = sum(adapter not in one.adapters for adapter in job.adapters)
             price = job.uncached_tokens(one.prefixes.match(job.chain)) + ADAPTER_TOKENS * missing
-            return one.work + price, one.num_running, one.num_chosen
+            return one.work + WEIGHT * price, one.num_running, one.num_chosen
 
         return min(among, key=cost)
 
