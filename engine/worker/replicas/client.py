@@ -90,7 +90,7 @@ class ReplicatedEngineClient(EngineClient):
         info = self._workers.info(own.workers[0])
         among = ready or asleep
         if info is None or not among:  # the first one's error says why
-            return self._workers.submit(request)
+            return self._workers.submit(replace(request, model=own.workers[0]))
         waking = [name for name in asleep if name in self._wakes]
         if ready and len(asleep) > len(waking) and own.lacks(ready, len(waking)):
             self._wake_beside(next(name for name in asleep if name not in waking))
@@ -312,7 +312,7 @@ class ReplicatedEngineClient(EngineClient):
         """
         for name in new.names:
             owner = self._sets.get(name) or self._set_of.get(name)
-            if owner not in (None, before):
+            if owner not in (None, before, new):
                 raise ModelConflict(
                     f"{name!r}, a replica of {new.name!r}, would have the name of another model; "
                     f"use another name",
