@@ -1,5 +1,6 @@
 """Writes the tables and the plot of docs/SCALING.md, from docs/scaling.json."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,12 @@ DATA = DOCS / "scaling.json"
 PAGE = DOCS / "SCALING.md"
 PLOT = DOCS / "img" / "scaling.svg"
 COMMAND = "python -m tools.scaling"
+REQUESTS_A_DAY = 10
+"""The requests of a user, on average."""
+SHARE_OF_PEAK_HOUR = 0.2
+"""The share of a day's requests that come in its busiest hour."""
+USERS = (100, 1_000, 10_000, 100_000, 1_000_000)
+CORES_OF_REPLICA, CORES_OF_SERVER = 2, 64
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -21,6 +28,8 @@ def write_page(data: Mapping[str, Any]) -> None:
 
     tables = {"costs": costs, "sizes": sizes, "failure": failure, "autoscaling": autoscaling}
     texts = {name: text(data[name]) for name, text in tables.items() if name in data}
+    if "sizes" in data:
+        texts["users"] = users(data["sizes"])
     PAGE.write_text(page_with(PAGE.read_text(), texts, COMMAND))
     if "rates" in data:
         plot_rates(data["rates"], PLOT)
@@ -67,6 +76,23 @@ def _quality(row: Mapping[str, Any]) -> list[str]:
         f"{row['p50_token_ms']:.0f}",
         f"{row['busy']:.0%}",
     ]
+
+
+def users(rows: Rows) -> str:
+    """How many replicas and machines users need, at the goodput of the simulated replicas."""
+    of_size = {row["replicas"]: row["goodput"] for row in rows if row["policy"] == "prefixes"}
+    lines = []
+    for number in USERS:
+        rate = number * REQUESTS_A_DAY * SHARE_OF_PEAK_HOUR / 3600
+        replicas = next(
+            (count for size in sorted(of_size) if (count := rate / of_size[size]) <= size),
+            rate / of_size[max(of_size)],
+        )
+        needed = max(1, math.ceil(replicas))
+        machines = math.ceil(needed * CORES_OF_REPLICA / CORES_OF_SERVER)
+        lines.append([f"{number:,}", f"{rate:.2f}", f"{needed:,}", f"{machines:,}"])
+    heads = ("users", "requests a second, busiest hour", "replicas", "64-core machines")
+    return table(heads, lines, num_text_columns=0)
 
 
 def failure(rows: Rows) -> str:
