@@ -1,14 +1,14 @@
 """Chooses the replica that takes a request: the one where it costs least.
 
-    cost  =  prompt tokens to compute there  +  work that is there already
+    cost  =  weight · prompt tokens to compute there  +  work that is there already
 
-So a request goes where most of its prompt is cached, unless computing the prompt anew elsewhere is
-sooner done than waiting there. Work counts from the choice to the end of the request, not from the
-first answer, and only replicas that are offered to `choose` count.
+So a request goes where most of its prompt is cached, unless that replica has much more to do than
+another one. Work counts from the choice to the end of the request, not from the first answer, and
+only replicas that are offered to `choose` count.
 
-- No replica is chosen for its cache when it has more work than the least busy one and what its
-  cache saves together. So a prompt that everybody begins with makes no "hot worker": it is computed
-  on a second replica as soon as that is cheaper. Other prompts keep their places meanwhile.
+- No replica is chosen for its cache when it has more work than the least busy one, beyond what its
+  cache is worth. So a prompt that everybody begins with makes no "hot worker": it is computed on a
+  second replica as soon as that is cheaper. Other prompts keep their places meanwhile.
 - A prompt that nobody knows goes where the least work is. An empty cache attracts nothing, so a
   replica that has just started does not get all new texts at once, and those of one that has died
   are spread over the others (no "death spiral").
@@ -21,11 +21,19 @@ from dataclasses import dataclass, field
 from engine.worker.replicas.job import Job
 from engine.worker.replicas.prefix_map import Hold, PrefixMap
 
-WEIGHT = 1.0
-"""How much more a token to compute counts than one that is queued: it delays not only its own
-request, but all that come after it."""
+WEIGHT = 6.0
+"""How much more a token to compute counts than one that is queued already: it delays not only its
+own request but all that come after it. Chosen in virtual time (`docs/decisions/039-replicas.md`)."""
+MOST_EXTRA = 8192.0
+"""The most that the weight adds to a cost, in tokens, so that no cache is worth a long queue: the
+work of a full batch of 64 answers."""
 ADAPTER_TOKENS = 256
 """The price of an adapter that a replica may have to load, in prompt tokens."""
+
+
+def price(tokens: float) -> float:
+    """What it costs to compute tokens, in tokens that are queued already."""
+    return tokens + min((WEIGHT - 1) * tokens, MOST_EXTRA)
 
 
 @dataclass(slots=True)
@@ -88,8 +96,8 @@ class Router:
         def cost(name: str) -> tuple[float, int, int]:
             one = self._replicas[name]
             missing = sum(adapter not in one.adapters for adapter in job.adapters)
-            price = job.uncached_tokens(one.prefixes.match(job.chain)) + ADAPTER_TOKENS * missing
-            return one.work + WEIGHT * price, one.num_running, one.num_chosen
+            tokens = job.uncached_tokens(one.prefixes.match(job.chain)) + ADAPTER_TOKENS * missing
+            return one.work + price(tokens), one.num_running, one.num_chosen
 
         return min(among, key=cost)
 

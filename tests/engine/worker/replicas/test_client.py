@@ -183,7 +183,7 @@ async def test_more_than_fit_are_refused_and_leave_nothing(start):
 
 
 async def test_other_models_make_room_for_replicas(start):
-    client = await start("m=w300")
+    client = await start("m=w300", sleep_file_gib=0)
     await client.load(ModelSpec.create("w300", name="n", settings={"replicas": 3}))
     assert status_of(client, "n").phase is Phase.READY
     assert status_of(client).phase is Phase.SLEEPING
