@@ -15,7 +15,7 @@ POLICIES: tuple[Policy, ...] = ("prefixes", "least work", "random")
 RATE = 0.5
 """The requests a second for each replica, unless an experiment says otherwise."""
 SEED = 20_261_201
-SIZES = {1: 1500, 8: 4000, 64: 9600, 1000: 30_000}
+SIZES = {1: 1000, 8: 2000, 64: 9600, 1000: 30_000}
 """The requests of each number of replicas."""
 RATES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 START_S, WAKE_S = 3.9, 0.12

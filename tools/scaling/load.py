@@ -85,6 +85,7 @@ def draw_load(
 
     Args:
         rate: requests a second for each replica.
+        num_requests: at most as many as all copies have.
     """
     num_copies = max(1, round(num_replicas * rate * trace[-1].arrival_s / len(trace)))
     speed = num_replicas * rate * trace[-1].arrival_s / (len(trace) * num_copies)
@@ -94,8 +95,7 @@ def draw_load(
     sent: list[Sent] = []
     most_per_copy = -(-num_requests // num_copies)
     for _ in range(num_copies):
-        first = rng.randrange(len(trace)) if num_copies > 1 else 0
-        rows = _rotated(trace, first)[:most_per_copy]
+        rows = _rotated(trace, rng.randrange(len(trace)))[:most_per_copy]
         sent += _Conversations(rng, systems, weights).texts(rows, speed)
     sent.sort(key=lambda one: one.arrival_s)
     return sent[:num_requests]

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from engine.worker.replicas.job import Job
 from engine.worker.replicas.prefix_map import Hold, PrefixMap
 
-WEIGHT = 6.0
+WEIGHT = 8.0
 """How much more a token to compute counts than one that is queued already: it delays not only its
 own request but all that come after it. Chosen in virtual time (`docs/decisions/039-replicas.md`)."""
 MOST_EXTRA = 8192.0
