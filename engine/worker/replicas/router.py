@@ -23,7 +23,7 @@ from engine.worker.replicas.prefix_map import Hold, PrefixMap
 
 WEIGHT = 8.0
 """How much more a token to compute counts than one that is queued already: it delays not only its
-own request but all that come after it. Chosen in virtual time (`docs/decisions/039-replicas.md`)."""
+own request but all that come after it. Chosen in virtual time (docs/decisions/039-replicas.md)."""
 MOST_EXTRA = 8192.0
 """The most that the weight adds to a cost, in tokens, so that no cache is worth a long queue: the
 work of a full batch of 64 answers."""
