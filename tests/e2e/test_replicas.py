@@ -90,6 +90,7 @@ def test_a_killed_worker_takes_its_own_requests_along_and_comes_back(server):
     pids = {*server.worker_pids()}
     victim = server.worker_pids()[-1]  # the last one that was started: a second replica is
     os.kill(victim, signal.SIGKILL)
+    server.wait_until(lambda: server.metric("tandem_replica_ready", model_name="two") == 1)
     assert complete(server, "two", "Count:", temperature=0)[:2] == before
     assert server.get("/health")[0] == 200 and server.get("/ready/two")[0] == 200
     for reader in readers:

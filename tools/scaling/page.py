@@ -1,7 +1,7 @@
 """Writes the tables and the plot of docs/SCALING.md, from docs/scaling.json."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,12 @@ def write_page(data: Mapping[str, Any]) -> None:
     """Write what there are numbers for."""
     from tools.scaling.plot import plot_rates  # matplotlib takes a second
 
-    tables = {"costs": costs, "sizes": sizes, "failure": failure, "autoscaling": autoscaling}
+    tables: dict[str, Callable[[Any], str]] = {
+        "costs": costs,
+        "sizes": sizes,
+        "failure": failure,
+        "autoscaling": autoscaling,
+    }
     texts = {name: text(data[name]) for name, text in tables.items() if name in data}
     if "sizes" in data:
         texts["users"] = users(data["sizes"])

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from engine.contract.draw import ImageRequest
+from engine.contract.draw import ImageParams, ImageRequest
 from engine.contract.enlarge import UpscaleRequest
 from engine.contract.generate import GenerateRequest, ModelInfo
 from engine.contract.matte import MattingRequest
@@ -73,8 +73,9 @@ def _text_job(request: GenerateRequest, block_size: int, adapters: tuple[str, ..
 
 def _work(request: Request[Any]) -> float:
     if isinstance(request, ImageRequest):
-        passes = request.params.passes
-        return request.params.n * sum(one.width * one.height * one.num_steps for one in passes)
+        params: ImageParams = request.params
+        pixels = sum(one.width * one.height * one.num_steps for one in params.passes)
+        return params.n * pixels
     if isinstance(request, UpscaleRequest):
         return request.image.width * request.image.height
     if isinstance(request, MattingRequest):

@@ -33,11 +33,10 @@ def blocks(number: int) -> list[bytes]:
     return [random.randbytes(8) for _ in range(number)]
 
 
-def job(chain: list[bytes], *, more_tokens: int = 1, work: float = 20.0, **more) -> Job:
-    """A text with these blocks, and with some tokens that fill no block."""
-    num_tokens = BLOCK_SIZE * len(chain) + more_tokens
-    values = {"num_prompt_tokens": num_tokens, "work": work, "chain": chain}
-    return Job(**values, block_size=BLOCK_SIZE, **more)
+def job(chain: list[bytes], *, work: float = 20.0) -> Job:
+    """A text with these blocks, and with a token that fills no block."""
+    num_tokens = BLOCK_SIZE * len(chain) + 1
+    return Job(num_prompt_tokens=num_tokens, work=work, chain=chain, block_size=BLOCK_SIZE)
 
 
 def serve(router: Router, one: Job, among: list[str]) -> str:
