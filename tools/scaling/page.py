@@ -47,9 +47,9 @@ def costs(data: Mapping[str, Any]) -> str:
         f"Measured on {data['machine']} with {data['model']}: a step takes {1e3 * step:.1f} ms, "
         f"each text that is being written {1e3 * decode:.2f} ms more and each 1,000 tokens before "
         f"its next one {1e6 * context:.2f} ms, each prompt token {1e3 * prompt:.2f} ms and each "
-        f"1,000 tokens before that {1e6 * pair:.2f} ms. {data['num_steps']:,} steps; the fit is "
-        f"off by {data['median_error']:.0%} in the median and {data['p90_error']:.0%} for one step "
-        f"in ten."
+        f"1,000 tokens before that {1e6 * pair:.2f} ms. Of {data['num_steps']:,} steps "
+        f"{data['num_late']:,} were late, as other programs ran; for the rest the fit is off by "
+        f"{data['median_error']:.0%} in the median and by {data['p90_error']:.0%} for one in ten."
     )
 
 
