@@ -1,13 +1,15 @@
 """`python -m tools.scaling [EXPERIMENT …]`: runs replicas in virtual time and keeps the numbers.
 
-`costs` measures this machine's steps first; all others use those numbers. Without a name, only the
-tables and plots of docs/SCALING.md are written anew.
+`costs` measures this machine's steps, and later runs use those numbers instead of
+`engine.llm.cost.step_cost.TYPICAL`. Without a name, only the tables and the plot of docs/SCALING.md
+are written anew.
 """
 
 import argparse
 import json
 from typing import Any
 
+from engine.llm.cost.step_cost import TYPICAL
 from server.settings import load_settings
 from tools.scaling.experiments import EXPERIMENTS
 from tools.scaling.page import DATA, write_page
@@ -31,7 +33,7 @@ def main() -> None:
 
             data[name] = measure(load_settings({}).cache_path)
         else:
-            costs = tuple(data["costs"]["costs"])
+            costs = tuple(data["costs"]["costs"]) if "costs" in data else TYPICAL
             data[name] = EXPERIMENTS[name](Machine(step_costs=costs, num_kv_blocks=NUM_KV_BLOCKS))
         DATA.write_text(json.dumps(data, indent=1) + "\n")
     write_page(data)

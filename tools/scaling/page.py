@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from engine.llm.cost.step_cost import TYPICAL
 from loadtest.markdown import page_with, table
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -27,12 +28,12 @@ def write_page(data: Mapping[str, Any]) -> None:
     from tools.scaling.plot import plot_rates  # matplotlib takes a second
 
     tables: dict[str, Callable[[Any], str]] = {
-        "costs": costs,
         "sizes": sizes,
         "failure": failure,
         "autoscaling": autoscaling,
     }
     texts = {name: text(data[name]) for name, text in tables.items() if name in data}
+    texts["costs"] = costs(data.get("costs"))
     if "sizes" in data:
         texts["users"] = users(data["sizes"])
     PAGE.write_text(page_with(PAGE.read_text(), texts, COMMAND))
@@ -40,16 +41,26 @@ def write_page(data: Mapping[str, Any]) -> None:
         plot_rates(data["rates"], PLOT)
 
 
-def costs(data: Mapping[str, Any]) -> str:
+def costs(measured: Mapping[str, Any] | None) -> str:
     """What a step of the model costs."""
-    step, decode, context, prompt, pair = data["costs"]
+    if measured is None:
+        source = "`engine/llm/cost/step_cost.py::TYPICAL`, for a model of 135 million parameters"
+        return f"Times are those of {source} on one core: {_times(TYPICAL)}"
     return (
-        f"Measured on {data['machine']} with {data['model']}: a step takes {1e3 * step:.1f} ms, "
+        f"Measured on {measured['machine']} with {measured['model']}: {_times(measured['costs'])} "
+        f"Of {measured['num_steps']:,} steps {measured['num_late']:,} were late, as other programs "
+        f"ran; for the rest the fit is off by {measured['median_error']:.0%} in the median and by "
+        f"{measured['p90_error']:.0%} for one in ten."
+    )
+
+
+def _times(costs: Sequence[float]) -> str:
+    step, decode, context, prompt, pair = costs
+    return (
+        f"a step takes {1e3 * step:.1f} ms, "
         f"each text that is being written {1e3 * decode:.2f} ms more and each 1,000 tokens before "
         f"its next one {1e6 * context:.2f} ms, each prompt token {1e3 * prompt:.2f} ms and each "
-        f"1,000 tokens before that {1e6 * pair:.2f} ms. Of {data['num_steps']:,} steps "
-        f"{data['num_late']:,} were late, as other programs ran; for the rest the fit is off by "
-        f"{data['median_error']:.0%} in the median and by {data['p90_error']:.0%} for one in ten."
+        f"1,000 tokens before that {1e6 * pair:.2f} ms."
     )
 
 
