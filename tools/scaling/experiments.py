@@ -3,22 +3,25 @@
 import random
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from statistics import mean, median
 from typing import Any
 
 from loadtest.metrics import percentile
 from tools.scaling.cluster import Cluster, Failure, Outcome, Policy, rate_in_one_cache
-from tools.scaling.load import draw_load, read_trace
+from tools.scaling.load import TraceRow, draw_load, read_trace
 from tools.scaling.replica import Machine
 
 POLICIES: tuple[Policy, ...] = ("prefixes", "least work", "random")
-RATE = 0.25
+RATE = 0.35
 """The requests a second for each replica, unless an experiment says otherwise."""
+SHORTER = 4
+"""How many times shorter answers are than in the trace, so that the runs take minutes."""
 SEED = 20_261_201
-SIZES = {1: 200, 8: 800, 64: 1280, 1000: 2000}
+SIZES = {1: 200, 8: 1000, 64: 1920, 1000: 3000}
 """The requests of each number of replicas. With 1,000 replicas they come within some seconds, in
 which no conversation goes on; the run takes minutes."""
-RATES = (0.1, 0.2, 0.3, 0.4)
+RATES = (0.2, 0.35, 0.5, 0.65)
 START_S, WAKE_S = 3.9, 0.12
 """How long a worker of the default model takes to start, and to wake from a doze
 (docs/decisions/036-models-that-sleep.md)."""
@@ -47,7 +50,7 @@ def rates(machine: Machine) -> list[dict[str, Any]]:
     """Eight replicas under more and more load."""
     rows = []
     for rate in RATES:
-        load = draw_load(_trace(machine), 8, rate, 280, random.Random(SEED))
+        load = draw_load(_trace(machine), 8, rate, 400, random.Random(SEED))
         for policy in POLICIES[:2]:
             outcome = Cluster(machine, 8, policy).run(load)
             rows.append({"rate": rate, "policy": policy} | _numbers(outcome))
@@ -90,7 +93,7 @@ def failure(machine: Machine) -> list[dict[str, Any]]:
 def autoscaling(machine: Machine) -> list[dict[str, Any]]:
     """Two of eight replicas are awake when the load of eight begins; the others wake as they are
     needed."""
-    load = draw_load(_trace(machine), 8, RATE, 240, random.Random(SEED))
+    load = draw_load(_trace(machine), 8, RATE, 320, random.Random(SEED))
     rows = []
     for name, num_awake, wake_s in (
         ("all are awake", 8, 0.0),
@@ -122,8 +125,10 @@ EXPERIMENTS: Mapping[str, Callable[[Machine], list[dict[str, Any]]]] = {
 }
 
 
-def _trace(machine: Machine) -> Any:
-    return read_trace(machine.max_model_len)
+def _trace(machine: Machine) -> list[TraceRow]:
+    """The trace with shorter answers: most of a run's time goes into their tokens."""
+    rows = read_trace(machine.max_model_len)
+    return [replace(row, answer_len=-(-row.answer_len // SHORTER)) for row in rows]
 
 
 def _numbers(outcome: Outcome) -> dict[str, Any]:
