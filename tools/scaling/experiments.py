@@ -13,15 +13,15 @@ from tools.scaling.load import TraceRow, draw_load, read_trace
 from tools.scaling.replica import Machine
 
 POLICIES: tuple[Policy, ...] = ("prefixes", "least work", "random")
-RATE = 0.35
+RATE = 0.2
 """The requests a second for each replica, unless an experiment says otherwise."""
 SHORTER = 4
 """How many times shorter answers are than in the trace, so that the runs take minutes."""
 SEED = 20_261_201
-SIZES = {1: 200, 8: 1000, 64: 1920, 1000: 3000}
+SIZES = {1: 100, 8: 600, 64: 960, 1000: 2000}
 """The requests of each number of replicas. With 1,000 replicas they come within some seconds, in
 which no conversation goes on; the run takes minutes."""
-RATES = (0.2, 0.35, 0.5, 0.65)
+RATES = (0.1, 0.2, 0.3, 0.4)
 START_S, WAKE_S = 3.9, 0.12
 """How long a worker of the default model takes to start, and to wake from a doze
 (docs/decisions/036-models-that-sleep.md)."""
@@ -50,7 +50,7 @@ def rates(machine: Machine) -> list[dict[str, Any]]:
     """Eight replicas under more and more load."""
     rows = []
     for rate in RATES:
-        load = draw_load(_trace(machine), 8, rate, 400, random.Random(SEED))
+        load = draw_load(_trace(machine), 8, rate, 240, random.Random(SEED))
         for policy in POLICIES[:2]:
             outcome = Cluster(machine, 8, policy).run(load)
             rows.append({"rate": rate, "policy": policy} | _numbers(outcome))
@@ -93,7 +93,7 @@ def failure(machine: Machine) -> list[dict[str, Any]]:
 def autoscaling(machine: Machine) -> list[dict[str, Any]]:
     """Two of eight replicas are awake when the load of eight begins; the others wake as they are
     needed."""
-    load = draw_load(_trace(machine), 8, RATE, 320, random.Random(SEED))
+    load = draw_load(_trace(machine), 8, RATE, 200, random.Random(SEED))
     rows = []
     for name, num_awake, wake_s in (
         ("all are awake", 8, 0.0),
