@@ -95,11 +95,6 @@ class Outcome:
     def duration_s(self) -> float:
         return max(one.end_s or 0.0 for one in self.served)
 
-    @property
-    def goodput(self) -> float:
-        """The well-served requests a second."""
-        return sum(one.is_good for one in self.served) / self.duration_s
-
 
 class Cluster:
     """A run of a number of replicas.

@@ -139,7 +139,6 @@ def _numbers(outcome: Outcome) -> dict[str, Any]:
         "hit_rate": round(outcome.hit_rate, 4),
         "max_over_mean": round(outcome.max_over_mean, 3),
         "share_good": round(outcome.share_good, 4),
-        "goodput": round(outcome.goodput / number, 4),
         "p50_first_s": round(percentile(waits, 50), 2),
         "p95_first_s": round(percentile(waits, 95), 2),
         "p50_token_ms": round(1000 * median(one.each_s for one in outcome.served), 1),

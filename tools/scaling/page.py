@@ -7,6 +7,7 @@ from typing import Any
 
 from engine.llm.cost.step_cost import TYPICAL
 from loadtest.markdown import page_with, table
+from tools.scaling.experiments import RATE
 
 DOCS = Path(__file__).parents[2] / "docs"
 DATA = DOCS / "scaling.json"
@@ -18,7 +19,9 @@ REQUESTS_A_DAY = 10
 SHARE_OF_PEAK_HOUR = 0.2
 """The share of a day's requests that come in its busiest hour."""
 USERS = (100, 1_000, 10_000, 100_000, 1_000_000)
-CORES_OF_REPLICA, CORES_OF_SERVER = 2, 64
+CORES_OF_REPLICA, CORES_OF_SERVER = 1, 64
+LEAST = 50
+"""The least requests of a replica for which it means something how evenly they are shared out."""
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -79,7 +82,7 @@ def _size(row: Mapping[str, Any]) -> list[str]:
         f"{row['requests']:,}",
         f"{row['hit_rate']:.1%}",
         f"{row['hit_rate'] / row['one_cache']:.0%}",
-        f"{row['max_over_mean']:.2f}",
+        f"{row['max_over_mean']:.2f}" if row["requests"] >= LEAST * row["replicas"] else "",
         *_quality(row),
     ]
 
@@ -87,7 +90,7 @@ def _size(row: Mapping[str, Any]) -> list[str]:
 def _quality(row: Mapping[str, Any]) -> list[str]:
     return [
         f"{row['share_good']:.1%}",
-        f"{row['goodput']:.3f}",
+        f"{RATE * row['share_good']:.2f}",
         f"{row['p50_first_s']:.2f} / {row['p95_first_s']:.2f}",
         f"{row['p50_token_ms']:.0f}",
         f"{row['busy']:.0%}",
@@ -96,7 +99,8 @@ def _quality(row: Mapping[str, Any]) -> list[str]:
 
 def users(rows: Rows) -> str:
     """How many replicas and machines users need, at the goodput of the simulated replicas."""
-    of_size = {row["replicas"]: row["goodput"] for row in rows if row["policy"] == "prefixes"}
+    own = [row for row in rows if row["policy"] == "prefixes"]
+    of_size = {row["replicas"]: RATE * row["share_good"] for row in own}
     lines = []
     for number in USERS:
         rate = number * REQUESTS_A_DAY * SHARE_OF_PEAK_HOUR / 3600

@@ -23,7 +23,13 @@ def plot_rates(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     for policy, (colour, style, label) in _STYLES.items():
         own = [row for row in rows if row["policy"] == policy]
         offered = [row["rate"] for row in own]
-        left.plot(offered, [row["goodput"] for row in own], style, color=colour, label=label)
+        left.plot(
+            offered,
+            [row["rate"] * row["share_good"] for row in own],
+            style,
+            color=colour,
+            label=label,
+        )
         right.plot(offered, [row["p95_first_s"] for row in own], style, color=colour, label=label)
     left.set_ylabel("well-served requests a second")
     right.set_ylabel("seconds to the first token, p95")
