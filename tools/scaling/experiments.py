@@ -18,7 +18,7 @@ RATE = 0.2
 SHORTER = 4
 """How many times shorter answers are than in the trace, so that the runs take minutes."""
 SEED = 20_261_201
-SIZES = {1: 100, 8: 600, 64: 960, 1000: 2000}
+SIZES = {1: 400, 8: 1600, 64: 3200, 1000: 2000}
 """The requests of each number of replicas. With 1,000 replicas they come within some seconds, in
 which no conversation goes on; the run takes minutes."""
 RATES = (0.1, 0.2, 0.3, 0.4)
