@@ -11,7 +11,7 @@ from engine.contract.operations import GENERATE
 from engine.contract.request import Stats
 from engine.contract.status import ModelStatus, Phase
 from engine.version import __version__
-from engine.worker.client import EngineClient
+from engine.worker.client import EngineClient, ReplicaState
 
 _LIVE_PHASES = (Phase.READY, Phase.DRAINING)
 
@@ -31,6 +31,8 @@ class EngineCollector(Collector):
         for status in self._engine.statuses():
             is_live = status.phase in _LIVE_PHASES
             gauges.add(status, self._engine.stats(status.model) if is_live else None)
+            for replica in self._engine.replicas(status.model):
+                gauges.add_replica(status.model, replica)
         for info in self._engine.infos(GENERATE):
             if info.quality_kl is not None:
                 gauges.quality_kl.add_metric([info.model], info.quality_kl)
@@ -90,11 +92,26 @@ class _Gauges:
             "Memory of the device that models may hold together.",
             labels=["device"],
         )
+        self.replica_ready = _replica_gauge("ready", "1 while the replica takes requests.")
+        self.replica_requests = _replica_gauge(
+            "num_requests", "Requests that were routed to the replica and have not ended."
+        )
+        self.replica_kv_usage = _replica_gauge(
+            "kv_cache_usage_ratio", "Blocks held by the replica's requests over all its blocks."
+        )
         self.build = GaugeMetricFamily("tandem_build_info", "Always 1.", labels=["version"])
         self.build.add_metric([__version__], 1)
 
     def all(self) -> list[Metric]:
         return list(vars(self).values())
+
+    def add_replica(self, model: str, replica: ReplicaState) -> None:
+        labels = [model, replica.name]
+        self.replica_ready.add_metric(labels, replica.is_ready)
+        self.replica_requests.add_metric(labels, replica.num_requests)
+        if isinstance(replica.stats, EngineStats):
+            usage = _ratio(replica.stats.kv_blocks_used, replica.stats.kv_blocks_total)
+            self.replica_kv_usage.add_metric(labels, usage)
 
     def add(self, status: ModelStatus, stats: Stats | None) -> None:
         labels = [status.model]
@@ -121,6 +138,11 @@ class _Gauges:
 
 def _gauge(name: str, text: str) -> GaugeMetricFamily:
     return GaugeMetricFamily(f"tandem_{name}", text, labels=["model_name"])
+
+
+def _replica_gauge(name: str, text: str) -> GaugeMetricFamily:
+    labels = ["model_name", "replica"]
+    return GaugeMetricFamily(f"tandem_replica_{name}", text, labels=labels)
 
 
 def _ratio(part: int, whole: int) -> float:

@@ -183,6 +183,8 @@ class ModelInfo(AdaptableInfo):
     """The number of rows of the output layer."""
     num_kv_blocks: int
     kv_block_size: int
+    max_idle_blocks: int = 0
+    """The most blocks that the prefix cache keeps while no request holds them."""
     eos_token_ids: tuple[int, ...] = ()
     default_sampling: dict[str, float] = field(default_factory=dict)
     """The sampler parameters of requests that give none (`engine.weights.default_sampling`);

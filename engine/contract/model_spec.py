@@ -103,6 +103,11 @@ class ModelSpec:
             raise InvalidParameter(_FORM, param="models")
         return cls.create(ref, name=name)
 
+    @property
+    def served_as(self) -> str:
+        """The id that requests use. Workers of one model share it."""
+        return self.name
+
     def config(self, of_server: EngineConfig) -> EngineConfig:
         """The model's configuration: the server's with the model's own settings.
 

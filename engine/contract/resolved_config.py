@@ -282,13 +282,16 @@ def _max_step_ratio(intent: TextSettings, machine: MachineFacts) -> float:
 
 def pool_bytes(intent: TextSettings, model: ModelFacts, machine: MachineFacts) -> int:
     """The most bytes of the pool. On a CPU at most 4 GiB by default, as others use the memory,
-    too."""
+    too. Replicas share what one worker would have; the size that the operator has set is for
+    each."""
     if intent.kv_cache_memory_gib is not None:
         return int(intent.kv_cache_memory_gib * GIB)
     if machine.device == "cuda":
         usable = int(machine.free_memory_bytes * intent.gpu_memory_utilization)
+        usable //= intent.num_sharing
         return max(0, usable - model.weight_bytes - model.step_bytes)
-    return max(0, min(4 * GIB, (machine.free_memory_bytes - model.weight_bytes) // 2))
+    left = max(0, min(4 * GIB, (machine.free_memory_bytes - model.weight_bytes) // 2))
+    return left // intent.num_sharing
 
 
 def _max_idle_cached_blocks(

@@ -1,7 +1,7 @@
 """The settings of a worker, whatever its model makes."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, Self
 
 from engine.contract.gpus import is_device
 from engine.contract.knob import check_bounds, knob
@@ -46,10 +46,19 @@ class WorkerSettings:
         "requests' priority, then by arrival.",
     )
     max_num_queued: int = knob(1024, "Requests that may wait for a place in the batch.", ge=1)
+    replicas: int = knob(
+        1,
+        "Workers that serve a model together under one id, each with its own copy of the weights, "
+        "its own KV cache and its share of the cores. A request goes to the one that has most of "
+        "its prompt cached, unless that one is too busy. With device cuda each has a GPU of its "
+        "own, with cuda:N they share one.",
+        ge=1,
+        le=64,
+    )
     num_threads: int | None = knob(
         None,
         "Most CPU threads of a worker. By default one per core that affinity and the container's "
-        "quota allow, less one for HTTP if there are more than two.",
+        "quota allow, less one for HTTP if there are more than two; replicas share them.",
         ge=1,
     )
     adaptive_threads: bool = knob(
@@ -92,6 +101,18 @@ class WorkerSettings:
         "or in bfloat16 are not batched, and text on a GPU uses slower matrix products. Image "
         "models keep a fixed number of threads.",
     )
+
+    @property
+    def num_sharing(self) -> int:
+        """How many replicas share a device's memory: all, unless each has a GPU of its own."""
+        return 1 if self.device == "cuda" else self.replicas
+
+    def with_share_of(self, num_cores: int) -> Self:
+        """A copy in which the worker of one of several replicas has its share of the cores, unless
+        the operator has set a number of threads."""
+        if self.replicas == 1 or self.num_threads is not None:
+            return self
+        return replace(self, num_threads=max(1, num_cores // self.replicas))
 
     def __post_init__(self) -> None:
         if not is_device(self.device):

@@ -23,6 +23,8 @@ def _title(plan: _Plan) -> str:
     size = "" if plan["context"] is None else f" of {plan['context']} tokens"
     count = plan["concurrency"]
     wanted = f"{count} {things if count > 1 else things[:-1]}{size} at a time"
+    if plan["replicas"] > 1:
+        wanted = f"each of {plan['replicas']} replicas, {wanted}"
     return f"{plan['model']} on {plan['device']}, {_size(plan['free_bytes'])} free: {wanted}"
 
 

@@ -49,7 +49,11 @@ def make_plan(order: PlanningOrder, tell: Tell) -> dict[str, Any]:
     target = _for_chip(chip, order) if chip is not None else _here(kind, order, host)
     config, failed = with_adapters_here(order.config, fetch_adapter)
     config = with_fetched(config, kind, fetch)
+    num_replicas, num_sharing = config.replicas, config.num_sharing
+    target = target.shared_by(num_replicas, num_sharing)
+    config = replace(config, replicas=num_sharing)
     report: PlanReport = imported(kind.planner)(checkpoint, config.of(kind.settings), target)
+    report = replace(report, replicas=num_replicas)
     if failed and report.adapters is not None:
         adapters = replace(report.adapters, failed={**failed, **report.adapters.failed})
         report = replace(report, adapters=adapters)

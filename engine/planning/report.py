@@ -1,8 +1,8 @@
 """A plan: what a device must do, and the memory and speed of each way to keep the model."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Self
 
 from engine.contract.resolved_config import MachineFacts
 from engine.planning.chips import Chip
@@ -24,6 +24,30 @@ class Target:
     """The number of texts or pictures at the same time."""
     context: int | None = None
     """The tokens of each text; None is as many as the model takes."""
+    num_sharing: int = 1
+    """The replicas that share the device. The plan is for one of them: the machine has its share of
+    the memory, and the chip its share of the speed."""
+
+    def shared_by(self, num_replicas: int, num_sharing: int) -> Self:
+        """The target of one of several replicas, which share the texts."""
+        free = self.machine.free_memory_bytes - (num_sharing - 1) * self.process_bytes
+        chip = self.chip
+        if chip is not None:
+            speeds = chip.bytes_per_s / num_sharing, chip.flops / num_sharing
+            chip = Chip(chip.title, chip.memory_bytes, *speeds)
+        return replace(
+            self,
+            machine=replace(self.machine, free_memory_bytes=max(0, free) // num_sharing),
+            chip=chip,
+            concurrency=-(-self.concurrency // num_replicas),
+            num_sharing=num_sharing,
+        )
+
+    @property
+    def whole_machine(self) -> MachineFacts:
+        """The machine with the memory of all who share it."""
+        free = self.num_sharing * self.machine.free_memory_bytes
+        return replace(self.machine, free_memory_bytes=free)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +134,8 @@ class PlanReport:
     model: str
     kind: str
     device: str
+    replicas: int = 1
+    """The workers of the model; all other numbers are for one of them."""
     free_bytes: int
     concurrency: int
     context: int | None

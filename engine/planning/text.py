@@ -163,7 +163,7 @@ def _row(
         flags.append(f"--quantization {kept.quantization}")
     if intent.kv_cache_dtype != "auto":
         flags.append(f"--kv-cache-dtype {intent.kv_cache_dtype}")
-    if kv > pool_bytes(intent, held, machine):
+    if kv > pool_bytes(intent, held, target.whole_machine):
         flags.append(f"--kv-cache-memory-gib {math.ceil(100 * kv / GIB) / 100:g}")
     if target.concurrency > intent.max_num_seqs:
         flags.append(f"--max-num-seqs {target.concurrency}")

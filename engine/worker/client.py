@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import structlog
@@ -41,6 +42,7 @@ __all__ = [
     "ImageStream",
     "OnGone",
     "ProcessEngineClient",
+    "ReplicaState",
     "RequestEvents",
     "TokenStream",
     "WorkerOptions",
@@ -72,6 +74,18 @@ class RequestEvents(Protocol[AnyEventT]):
 
 TokenStream = RequestEvents[TokenEvent]
 ImageStream = RequestEvents[ImageEvent]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaState:
+    """What one of several workers of a model does."""
+
+    name: str
+    is_ready: bool
+    num_requests: int
+    """The number of unfinished requests that were routed to it."""
+    stats: Stats | None
+    """The statistics of its newest step."""
 
 
 class EngineClient(Protocol):
@@ -231,6 +245,10 @@ class EngineClient(Protocol):
         """The newest statistics of that model's engine."""
         ...
 
+    def replicas(self, model: str) -> list[ReplicaState]:
+        """The workers of a model that has several; empty if it has one."""
+        return []
+
     def memory(self) -> list[DeviceMemory]:
         """The memory of each device that models run on, as far as it is known."""
         return []
@@ -245,12 +263,17 @@ class EngineClient(Protocol):
 
 
 class ProcessEngineClient(EngineClient):
-    """A client with one supervised worker process per model; requests are routed by model id."""
+    """A client with one supervised worker process per model; requests are routed by model id.
+
+    The workers of a model with replicas are models here, whose specs have the same `served_as`
+    (`engine.worker.replicas.client`)."""
 
     def __init__(self, specs: Sequence[ModelSpec], options: WorkerOptions) -> None:
         self.steps = StepListeners()
         self.check_text: TextCheck | None = None
         self.on_gone: OnGone | None = None
+        self.on_lost: Callable[[str], None] | None = None
+        """Called when a worker has ended, with its name."""
         self._draining = False
         self._options = options
         most_gib = options.config.memory_gib
@@ -342,6 +365,26 @@ class ProcessEngineClient(EngineClient):
     def config(self, model: str) -> EngineConfig | None:
         return self._supervisors[model].config if model in self._supervisors else None
 
+    def info(self, model: str) -> Info | None:
+        """What is known of a model, which need not be ready; None until it has served."""
+        return self._supervisors[model].info if model in self._supervisors else None
+
+    def is_ready(self, model: str) -> bool:
+        """Whether requests to a model are sent at once."""
+        one = self._supervisors.get(model)
+        return one is not None and one.is_ready and not (one.is_leaving or one.slumber.delays)
+
+    def waits(self, model: str) -> bool:
+        """Whether requests to a model are taken, and wait until it has woken."""
+        one = self._supervisors.get(model)
+        if one is None or one.info is None or one.is_leaving:
+            return False
+        return one.slumber.delays
+
+    async def settle(self, model: str) -> None:
+        """Return once a model serves, sleeps, has failed or is being unloaded."""
+        await self._supervisors[model].wait_until_settled()
+
     def models(self) -> list[Info]:
         return [
             s.info
@@ -410,6 +453,8 @@ class ProcessEngineClient(EngineClient):
         """
         name = order.name
         for supervisor in self._supervisors.values():
+            if supervisor is not owner and supervisor.spec.served_as == owner.spec.served_as:
+                continue  # a replica, which has or will have the same adapters
             if name in supervisor.adapter_changes:
                 raise ModelConflict(_CHANGES.format(name=name), param="lora_name")
             if supervisor.info is None:
@@ -418,7 +463,7 @@ class ProcessEngineClient(EngineClient):
                 names = supervisor.info.names
             if supervisor is owner and order.replaces:
                 names = []
-            if name in [supervisor.spec.name, *names]:
+            if name in [supervisor.spec.name, supervisor.spec.served_as, *names]:
                 raise ModelConflict(
                     f"{name!r} is served already; unload it first or use another name",
                     param="lora_name",
@@ -499,6 +544,8 @@ class ProcessEngineClient(EngineClient):
     def _note_idle(self, model: str) -> None:
         """Note that a model's worker has ended and needs no share of the time any more."""
         self._image_share.note(model, busy=False)
+        if self.on_lost is not None:
+            self.on_lost(model)
 
     def _throttle(self, share: float | None) -> None:
         for supervisor in self._supervisors.values():

@@ -328,7 +328,7 @@ class Loop:
 def load(spec: messages.WorkerSpec, link: Link) -> tuple[AnyEngine, Info]:
     """Fetch and load the model, reporting each phase."""
     # Importing torch takes a second, so the server is told "starting" before that.
-    from engine.runtime.device import choose_cpu_isa, choose_device
+    from engine.runtime.device import choose_cpu_isa, choose_device, num_usable_cores
     from engine.weights.adapter_source import resolve_adapter, with_adapters_here
     from engine.weights.digest import PendingDigest
     from engine.weights.source import resolve_source
@@ -348,6 +348,7 @@ def load(spec: messages.WorkerSpec, link: Link) -> tuple[AnyEngine, Info]:
     if kind.has_text_side:
         link.send(messages.Found(str(checkpoint.path)))
     config, failed = with_adapters_here(spec.config, fetch_adapter)
+    config = config.with_share_of(num_usable_cores())
     config = with_fetched(config, kind, fetch)
     link.report(Phase.LOADING, 0.0, kind=kind.name)
     if choose_device(spec.config.device) == "cpu":

@@ -3,7 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Container, Iterable
-from typing import Any, Generic
+from typing import Any, Generic, Protocol
 
 from engine.contract.request import Event, EventT, Request
 from engine.errors import EngineError
@@ -11,6 +11,18 @@ from engine.errors import EngineError
 Abort = Callable[[str, int | None], None]
 """Tells the engine to end a request, given its id, or only one of its completions, given its
 index."""
+
+
+class StreamWatcher(Protocol):
+    """Sees what happens to a request, also where nobody reads its events."""
+
+    def note(self, event: Event) -> None:
+        """Take in an event."""
+        ...
+
+    def end(self) -> None:
+        """Take in that the request has ended, in whatever way."""
+        ...
 
 
 class RequestStream(Generic[EventT]):
@@ -24,6 +36,7 @@ class RequestStream(Generic[EventT]):
         self._arrived = asyncio.Event()
         self._table = table
         self._closed = False
+        self.watcher: StreamWatcher | None = None
 
     @property
     def finished(self) -> bool:
@@ -40,6 +53,8 @@ class RequestStream(Generic[EventT]):
             self._unfinished.remove(item.index)
         self._events.append(item)
         self._arrived.set()
+        if self.watcher is not None and not isinstance(item, EngineError):
+            self.watcher.note(item)
 
     async def __aiter__(self) -> AsyncIterator[EventT]:
         while True:
@@ -136,6 +151,8 @@ class StreamTable:
     def _drop(self, stream: RequestStream[Any]) -> bool:
         """Forget the stream; False if it was not open any more."""
         was_open = self._streams.pop(stream.request_id, None) is not None
+        if was_open and stream.watcher is not None:
+            stream.watcher.end()
         if not self._streams:
             self._empty.set()
         return was_open

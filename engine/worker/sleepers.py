@@ -35,6 +35,7 @@ class Sleepers:
     - A model that is being loaded gives way to one whose load began earlier; so two of them never
       wait for each other.
     - Models that doze lose their workers first.
+    - Replicas of one model make no room for each other.
     - A model is loaded at most once in `RELOAD_PAUSE_S`. When one has waited that long for models
       that are never idle, new requests for those wait behind it.
     """
@@ -123,7 +124,7 @@ class Sleepers:
                     if not supervisor.slumber.is_wanted:
                         return None
                     if not held_back and time.monotonic() - began_s > slumber.RELOAD_PAUSE_S:
-                        held_back = self._hold_back(device, missing)
+                        held_back = self._hold_back(supervisor, device, missing)
                     await asyncio.sleep(_LOOK_AGAIN_S)
             return None
         finally:
@@ -153,7 +154,7 @@ class Sleepers:
         kept = sum(
             self._arbiter.held(device, name)
             for name, other in self._supervisors.items()
-            if other.slumber.pinned or other is supervisor
+            if other.slumber.pinned or _serve_together(other, supervisor)
         )
         return self._arbiter.budget(device) - kept + self._dozing(supervisor, device)
 
@@ -190,14 +191,14 @@ class Sleepers:
     @staticmethod
     def _gives_way(other: Supervisor, supervisor: Supervisor) -> bool:
         its, own = other.slumber, supervisor.slumber
-        if other is supervisor or its.pinned or other.is_leaving:
+        if _serve_together(other, supervisor) or its.pinned or other.is_leaving:
             return False
         if other.is_loading:
             return its.begun_s > (-math.inf if own.pinned else own.begun_s)
         is_first = own.pinned or own.is_wanted
         return its.is_dozing or (other.is_idle and (is_first or its.used_s < own.used_s))
 
-    def _hold_back(self, device: str, missing: int) -> list[Supervisor]:
+    def _hold_back(self, supervisor: Supervisor, device: str, missing: int) -> list[Supervisor]:
         """Keep new requests from busy models, those that have been awake longest first, until they
         can make enough room."""
         chosen: list[Supervisor] = []
@@ -205,6 +206,7 @@ class Sleepers:
             num_bytes = self._arbiter.held(device, other.spec.name)
             its = other.slumber
             may = other.is_ready and its.is_rested and not (its.pinned or other.is_leaving)
+            may = may and not _serve_together(other, supervisor)
             if missing > 0 and num_bytes and may:
                 missing -= num_bytes
                 its.holds_back = True
@@ -225,6 +227,11 @@ class Sleepers:
             del self._wakes[name]
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("a model cannot be woken", model=name, exc_info=error)
+
+
+def _serve_together(one: Supervisor, other: Supervisor) -> bool:
+    """Whether they are the same, or replicas of one model."""
+    return one.spec.served_as == other.spec.served_as
 
 
 def _use(supervisor: Supervisor) -> tuple[bool, float]:

@@ -23,7 +23,7 @@ def memory(settings: Settings) -> Iterator[Finding]:
     known = [one for one in settings.model_specs if _is_known(one, settings)]
     free = available_host_memory()
     if known:
-        needed = sum(KNOWN_BYTES[one.ref.lower()] for one in known)
+        needed = sum(_known_bytes(one, settings) for one in known)
         free -= needed
         yield _of_known(known, needed, free)
     for model in settings.model_specs:
@@ -34,6 +34,12 @@ def memory(settings: Settings) -> Iterator[Finding]:
 def _is_known(model: ModelSpec, settings: Settings) -> bool:
     device = model.config(settings.engine_config).device
     return model.ref.lower() in KNOWN_BYTES and not device.startswith("cuda")
+
+
+def _known_bytes(model: ModelSpec, settings: Settings) -> int:
+    """The needs of all of a model's replicas."""
+    replicas = model.config(settings.engine_config).replicas
+    return replicas * KNOWN_BYTES[model.ref.lower()]
 
 
 def _of_known(models: Sequence[ModelSpec], needed: int, left: int) -> Finding:
@@ -76,6 +82,8 @@ def _not_planned(model: ModelSpec, problem: str) -> Finding:
 def _of_plan(model: ModelSpec, plan: dict[str, Any]) -> Finding:
     """The finding of a plan: as the model is stored, or else in fewer bits."""
     about, free = f"memory for {model.name}", f"{_gib(plan['free_bytes'])} free on {plan['device']}"
+    if plan["replicas"] > 1:
+        free = f"each of {plan['replicas']} replicas: {free}"
     rows = plan["rows"]
     stored = [row for row in rows if row["is_stored"]] or rows[:1]
     fitting = next((row for row in stored if row["fits"]), None)

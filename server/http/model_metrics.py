@@ -104,7 +104,8 @@ class Series:
             shown = [self.of(row.name, *value) for value in values]
             if row.read is not None:
                 (self._of_step if row.buckets else self._sums).append((row.read, shown))
-        self._before = [0.0] * (1 + sum(len(counters) for _, counters in self._sums))
+        self._before: dict[str, list[float]] = {}
+        """The sums that each of the model's workers has last reported."""
 
     @property
     def model(self) -> str:
@@ -118,10 +119,11 @@ class Series:
             found = self._found[key] = self._metrics[metric].labels(*self._names, *value)
         return found
 
-    def on_step(self, stats: Any) -> None:
+    def on_step(self, stats: Any, worker: str) -> None:
         """Record a step's report."""
         sums = [stats.num_steps, *chain.from_iterable(read(stats) for read, _ in self._sums)]
-        before, self._before = self._before, sums
+        before = self._before.get(worker, [0.0] * len(sums))
+        self._before[worker] = sums
         if any(now < then for now, then in zip(sums, before, strict=True)):
             before = [0.0] * len(sums)  # a new worker counts from zero
         num_steps, *added = (now - then for now, then in zip(sums, before, strict=True))
@@ -209,9 +211,9 @@ class OperationMetrics:
             registry.register(QueueGauges(engine, operation, subsystem, *gauges))
         engine.steps.add(operation, self.on_step)
 
-    def on_step(self, model: str, stats: Any) -> None:
-        """Record a step's report."""
-        self._of(model).on_step(stats)
+    def on_step(self, model: str, stats: Any, worker: str = "") -> None:
+        """Record a step's report, of the model's only worker or of one of several."""
+        self._of(model).on_step(stats, worker)
 
     def forget(self, model: str, adapter: str | None = None) -> None:
         """Remove the numbers of a model that is gone, or only those of an adapter. A meter that is

@@ -85,6 +85,5 @@ def parent_of(info: AdaptableInfo) -> str | None:
 
 def sequence_places(what: str, settings: Settings, config: EngineConfig) -> Places:
     """The places at a model that runs a batch of sequences; `what` is their name."""
-    return Places(
-        what=what, num_running=config.max_num_seqs, num_waiting=settings.max_queued_requests
-    )
+    num_running = config.replicas * config.max_num_seqs
+    return Places(what=what, num_running=num_running, num_waiting=settings.max_queued_requests)

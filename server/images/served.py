@@ -23,7 +23,7 @@ def image_places(settings: Settings, config: EngineConfig) -> Places:
     """The places at a model of any kind whose requests are for images."""
     return Places(
         what="images",
-        num_running=config.max_num_images,
+        num_running=config.replicas * config.max_num_images,
         num_waiting=settings.max_queued_images,
     )
 

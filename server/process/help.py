@@ -37,7 +37,14 @@ _GROUPS: Mapping[str, tuple[str, ...]] = {
     ),
     "Scheduling": (
         *("max_num_seqs", "max_num_batched_tokens", "max_step_ms", "scheduling_policy"),
-        *("num_threads", "adaptive_threads", "async_scheduling", "record_steps", "cpu_isa"),
+        *(
+            "replicas",
+            "num_threads",
+            "adaptive_threads",
+            "async_scheduling",
+            "record_steps",
+            "cpu_isa",
+        ),
     ),
     "Speculation": (
         *("num_speculative_tokens", "speculative_model", "speculative_quantization"),

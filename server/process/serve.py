@@ -26,7 +26,8 @@ from fastapi import FastAPI
 
 from engine.processes.logs import configure_logging
 from engine.version import __version__
-from engine.worker.client import EngineClient, ProcessEngineClient, WorkerOptions
+from engine.worker.client import EngineClient, WorkerOptions
+from engine.worker.replicas.client import ReplicatedEngineClient
 from server.app import build_routes, create_app
 from server.http.connection import (
     KEEP_ALIVE_S,
@@ -112,7 +113,7 @@ def least_level(settings: Settings) -> str:
 def create_process_engine(
     settings: Settings, *, terminal: "Terminal | None" = None
 ) -> EngineClient:
-    """The engine for production: a worker process per model."""
+    """The engine for production: a worker process per model, or several."""
     options = WorkerOptions(
         config=settings.engine_config,
         cache_dir=settings.cache_path,
@@ -124,7 +125,7 @@ def create_process_engine(
         tunables=settings.worker_tunables,
         visible_gpus=settings.visible_gpus,
     )
-    return ProcessEngineClient(settings.model_specs, options)
+    return ReplicatedEngineClient(settings.model_specs, options)
 
 
 class DrainingServer(uvicorn.Server):

@@ -628,8 +628,8 @@ class Settings(BaseSettings):
     def _max_num_queued(self, config: EngineConfig) -> int:
         """Length of the engine's own queue. Admission is the only gate, so this queue must hold
         everything that admission lets in."""
-        sequences = config.max_num_seqs + self.max_queued_requests
-        images = config.max_num_images + self.max_queued_images
+        sequences = config.replicas * config.max_num_seqs + self.max_queued_requests
+        images = config.replicas * config.max_num_images + self.max_queued_images
         return max(sequences, images)
 
     def _max_loras(self) -> int | None:

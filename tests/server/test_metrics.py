@@ -14,6 +14,7 @@ from engine.contract.generate import DraftCounts, EngineStats, TokenEvent
 from engine.contract.request import FinishReason
 from engine.contract.status import Phase
 from engine.runtime.memory import MemoryArbiter
+from engine.worker.client import ReplicaState
 from server.images.served import SERVED_IMAGES
 from server.metrics import ServerMetrics
 from server.text.served import SERVED_TEXT
@@ -164,6 +165,26 @@ def test_worker_totals_become_increments_and_survive_a_restart(metrics, engine):
     assert value(metrics, "tandem_prefix_cache_queries_total") == 30 + 41
     assert value(metrics, "tandem_prefix_cache_hits_total") == 20 + 6
     assert value(metrics, "tandem_num_preemptions_total") == 1 + 2
+
+
+def test_each_worker_of_a_model_counts_from_zero(metrics, engine):
+    for num_preemptions, worker in ((5, "m"), (3, "m#2"), (7, "m"), (1, "m#2"), (2, "m#2")):
+        report = step(num_preemptions, num_preemptions=num_preemptions)
+        engine.steps.tell("m", report, worker)
+    assert value(metrics, "tandem_num_preemptions_total") == 7 + 3 + 2
+
+
+def test_workers_of_a_model_are_shown_one_by_one(metrics, engine):
+    stats = step(1, kv_blocks_total=8, kv_blocks_used=2)
+    engine.replicas = lambda model: [
+        ReplicaState(name="m", is_ready=True, num_requests=4, stats=stats),
+        ReplicaState(name="m#2", is_ready=False, num_requests=0, stats=None),
+    ]
+    assert value(metrics, "tandem_replica_ready", replica="m") == 1
+    assert value(metrics, "tandem_replica_ready", replica="m#2") == 0
+    assert value(metrics, "tandem_replica_num_requests", replica="m") == 4
+    assert value(metrics, "tandem_replica_kv_cache_usage_ratio", replica="m") == 0.25
+    assert value(metrics, "tandem_replica_kv_cache_usage_ratio", replica="m#2") is None
 
 
 def test_drafts_are_counted(metrics, engine):

@@ -246,6 +246,7 @@ def model_info(
         created=int(time.time()),
         num_kv_blocks=config.num_kv_blocks,
         kv_block_size=config.block_size,
+        max_idle_blocks=config.max_idle_cached_blocks,
         eos_token_ids=model_config.eos_token_ids,
         default_sampling=sampling,
         pictures=model_config.pictures,

@@ -103,7 +103,7 @@ async def props(state: StateDep, model: ModelName = None) -> dict[str, Any]:
             "n_ctx": info.max_model_len,
             "params": {"n_predict": -1, **info.default_sampling},
         },
-        "total_slots": config_of(state.engine, info.model).max_num_seqs,
+        "total_slots": _num_slots(info, state),
         "model_alias": info.name,
         "model_path": info.name,
         "modalities": {"vision": info.pictures is not None, "audio": False},
@@ -124,11 +124,16 @@ async def slots(
     info = find_model(state.engine, model)
     busy = _running(info, request, state)
     free = {"n_ctx": info.max_model_len, "speculative": False, "is_processing": False}
-    total = config_of(state.engine, info.model).max_num_seqs
+    total = _num_slots(info, state)
     if fail_on_no_slot and len(busy) >= total:
         raise CapacityError(f"all {total} slots of {info.model} are busy; try again later")
     shown = [free | one for one in busy[:total]]
     return [{"id": number, **one} for number, one in enumerate([*shown, *[free] * total][:total])]
+
+
+def _num_slots(info: ModelInfo, state: AppState) -> int:
+    config = config_of(state.engine, info.model)
+    return config.replicas * config.max_num_seqs
 
 
 def _running(info: ModelInfo, request: Request, state: AppState) -> list[dict[str, Any]]:

@@ -181,8 +181,8 @@ async def test_a_third_kind_is_a_row(echo_row, folder, tmp_path):
     options = WorkerOptions(config=EngineConfig(), cache_dir=tmp_path / "cache", command=WORKER)
     client = ProcessEngineClient([ModelSpec.parse(f"m={folder}")], options)
     reports = []
-    client.steps.add(ECHO, lambda model, stats: reports.append((model, stats)))
-    client.steps.add(GENERATE, lambda model, stats: reports.append("of another operation"))
+    client.steps.add(ECHO, lambda model, stats, worker: reports.append((model, stats)))
+    client.steps.add(GENERATE, lambda model, stats, worker: reports.append("of another operation"))
     await client.start()
     try:
         await ready(client)

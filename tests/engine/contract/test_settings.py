@@ -198,3 +198,23 @@ def test_a_gpu_keeps_adapters_in_the_models_type():
     words = "int8, which works only on a CPU, and the model is on cuda"
     with pytest.raises(ModelLoadError, match=words):
         EngineConfig(lora_dtype="int8").has_packed_adapters("cuda", "gguf")
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_replicas_share_the_pool_and_the_cores_that_one_worker_would_have(device):
+    wanted = "cuda:0" if device == "cuda" else "cpu"
+    whole = resolve(EngineConfig(device=wanted), MODEL, on(device))
+    shared = resolve(EngineConfig(device=wanted, replicas=4), MODEL, on(device))
+    assert shared.num_kv_blocks == pytest.approx(whole.num_kv_blocks / 4, rel=0.01)
+    own = EngineConfig(device=wanted, replicas=4, kv_cache_memory_gib=0.01)
+    assert resolve(own, MODEL, on(device)).num_kv_blocks == (1 << 30) // 100 // (8 * 16)
+    assert EngineConfig(replicas=4).with_share_of(10).num_threads == 2
+    assert EngineConfig(replicas=4).with_share_of(1).num_threads == 1
+    assert EngineConfig(replicas=4, num_threads=9).with_share_of(10).num_threads == 9
+    assert EngineConfig().with_share_of(10).num_threads is None
+
+
+def test_replicas_with_a_gpu_each_share_nothing():
+    alone = resolve(EngineConfig(device="cuda"), MODEL, on("cuda"))
+    beside = resolve(EngineConfig(device="cuda", replicas=4), MODEL, on("cuda"))
+    assert beside.num_kv_blocks == alone.num_kv_blocks

@@ -48,6 +48,25 @@ def test_a_plan_is_json_and_has_measured_speeds_here(tiny_llama, tmp_path):
     assert {row["kv_cache_dtype"] for row in plan["rows"]} == {"bfloat16", "int8"}
 
 
+def test_a_plan_for_replicas_is_for_each_of_them(tiny_llama, tmp_path):
+    """On one GPU they share its memory and speed, on several each has one of its own."""
+    folder, number = tiny_llama(), random.randint(2, 5)
+
+    def planned(concurrency, **config):
+        wanted = EngineConfig(device=config.pop("device", "auto"), **config)
+        return made(folder, tmp_path, gpu="l4", concurrency=concurrency, context=64, config=wanted)
+
+    alone = planned(3)
+    for device, share in (("cuda:0", number), ("cuda", 1)):
+        plan = planned(3 * number, device=device, replicas=number)
+        assert (plan["replicas"], plan["concurrency"]) == (number, 3)
+        assert plan["free_bytes"] == pytest.approx(alone["free_bytes"] / share, rel=0.1)
+        for row, other in zip(plan["rows"], alone["rows"], strict=True):
+            assert row["total_bytes"] == other["total_bytes"]
+            assert row["decode_tokens_per_s"] * share == pytest.approx(other["decode_tokens_per_s"])
+        assert f"each of {number} replicas, 3 texts" in plan_table(plan)
+
+
 def test_a_plan_for_a_gpu_needs_none(tiny_llama, tmp_path):
     plan = made(tiny_llama(), tmp_path, gpu="l4")
     assert plan["device"] == "NVIDIA L4"

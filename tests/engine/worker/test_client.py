@@ -171,7 +171,7 @@ async def test_an_idle_worker_that_is_killed_comes_back(start):
 async def test_closing_a_stream_aborts_once(start):
     client = await start("m=x")
     reports = []
-    client.steps.add(GENERATE, lambda model, stats: reports.append(stats))
+    client.steps.add(GENERATE, lambda model, stats, worker: reports.append(stats))
     stream = client.submit(request([3]))
     await stream.aclose()
     await stream.aclose()

@@ -270,7 +270,7 @@ async def test_a_model_forgets_the_request_that_had_it_loaded(start):
     client = await start("a=x")
     request_id = contextvars.ContextVar("request_id", default=None)
     seen = []
-    client.steps.add(GENERATE, lambda model, stats: seen.append((model, request_id.get())))
+    client.steps.add(GENERATE, lambda model, stats, worker: seen.append((model, request_id.get())))
     request_id.set("of the load")
     await client.load(spec("b=y"))
     await collect(client.submit(request([1], model="b")))

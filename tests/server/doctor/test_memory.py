@@ -27,7 +27,7 @@ def findings(models, monkeypatch, rows=(), problem=None):
         orders.append((order, settings))
         if problem is not None:
             raise OrderProblem(problem)
-        return {"free_bytes": 8 * GIB, "device": "a chip", "rows": list(rows)}
+        return {"replicas": 1, "free_bytes": 8 * GIB, "device": "a chip", "rows": list(rows)}
 
     monkeypatch.setattr(memory, "report_of", report_of)
     found = list(memory.memory(load_settings({"models": models})))
@@ -42,6 +42,13 @@ def test_the_default_models_are_not_planned(free, health, monkeypatch):
     assert finding.health == health
     assert "smollm2-135m-instruct and tandem-shapes need 1.4 GiB" in finding.found
     assert f"{free / GIB:.1f} GiB free" in finding.found
+
+
+def test_each_replica_needs_as_much(monkeypatch):
+    monkeypatch.setattr(memory, "available_host_memory", lambda: 2 * GIB)
+    three = '{"ref": "smollm2-135m-instruct", "name": "m", "settings": {"replicas": 3}}'
+    [finding] = findings([three], monkeypatch)
+    assert finding.health == "broken" and "m needs 2.1 GiB" in finding.found
 
 
 @pytest.mark.slow

@@ -26,6 +26,7 @@ PLAN = {
     "model": "m",
     "kind": "text",
     "device": "NVIDIA L4",
+    "replicas": 1,
     "free_bytes": 21 << 30,
     "concurrency": 2,
     "context": 100,
