@@ -61,4 +61,6 @@ def test_a_worker_says_what_its_processor_lacks(load):
 
 def test_the_setting_goes_to_every_worker():
     client = create_process_engine(load_settings({"cpu_isa": "x86-64-v3"}))
-    assert [one._options.cpu_isa for one in client._workers._supervisors.values()] == ["x86-64-v3"] * 2
+    assert [one._options.cpu_isa for one in client._workers._supervisors.values()] == [
+        "x86-64-v3"
+    ] * 2
