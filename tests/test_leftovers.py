@@ -28,9 +28,10 @@ def test_that_starts_processes():
     # In a session of its own, and orphaned by the shell between.
     servers = "sleep 600 & echo $! > {folder}/orphan; exec sleep 600"
     server = subprocess.Popen(["sh", "-c", servers], start_new_session=True)
-    while not Path("{folder}/orphan").exists():
+    orphan = Path("{folder}/orphan")
+    while not (orphan.exists() and orphan.read_text().endswith("\\n")):
         time.sleep(0.01)
-    Path("{folder}/both").write_text(Path("{folder}/orphan").read_text() + f" {{server.pid}}")
+    Path("{folder}/both").write_text(orphan.read_text() + f" {{server.pid}}")
     {then}
 """
 
