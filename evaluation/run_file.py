@@ -3,13 +3,13 @@
 Each line is written at once, so a run that was killed goes on where it ended.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from evaluation.asking import Asking
+from evaluation.line_file import LineFile, check_format
 from evaluation.problem import EvaluationProblem
 from evaluation.record import Answer, Record
 from evaluation.scores import Asked
@@ -57,7 +57,7 @@ class Run:
         return {record.answer.fingerprint for record in self.records if record.answer.fingerprint}
 
 
-class RunFile:
+class RunFile(LineFile):
     """A file that gets the answers of a run.
 
     Attributes:
@@ -66,36 +66,19 @@ class RunFile:
 
     def __init__(self, path: Path, task: Task, asking: Asking) -> None:
         self._numbers = {item.id: number for number, item in enumerate(task.items)}
+        self.answered: set[str] = set()
         header = _header(task, asking)
-        if path.exists() and path.stat().st_size:
-            drop_incomplete_line(path, FORMAT)
+
+        def take_in(path: Path) -> None:
             run = load_run(path)
             _check_same(path, run, header)
             self.answered = {record.item.id for record in run.records}
-            self._file = path.open("a", encoding="utf-8")
-        else:
-            self.answered = set()
-            try:
-                self._file = path.open("w", encoding="utf-8")
-            except OSError as error:
-                raise EvaluationProblem(
-                    f"{path}: cannot be written: {error.strerror}; choose another --output"
-                ) from None
-            self._write(header)
 
-    def __enter__(self) -> "RunFile":
-        return self
-
-    def __exit__(self, *details: object) -> None:
-        self._file.close()
+        super().__init__(path, header, take_in)
 
     def append(self, item: Item, answer: Answer) -> None:
         line = {"number": self._numbers[item.id], "item": item.to_json()}
-        self._write({**line, "answer": answer.to_json()})
-
-    def _write(self, line: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        self._file.flush()
+        self.write({**line, "answer": answer.to_json()})
 
 
 def load_run(path: Path) -> Run:
@@ -139,28 +122,6 @@ def _header(task: Task, asking: Asking) -> dict[str, Any]:
         "task": described,
         "asking": asking.to_json(),
     }
-
-
-def check_format(path: Path, data: bytes, form: str) -> None:
-    """Raise if the first line of a file does not say that it has this form."""
-    try:
-        header = json.loads(data.partition(b"\n")[0])
-        found = header["format"]
-    except (ValueError, KeyError, TypeError):
-        found = None
-    if found != form:
-        raise EvaluationProblem(
-            f"{path}: this is not a file of the form {form}; name one of those, or a new file"
-        )
-
-
-def drop_incomplete_line(path: Path, form: str) -> None:
-    """Remove the end of a line that a killed run was writing to a file of this form."""
-    data = read_bytes(path)
-    check_format(path, data, form)
-    if not data.endswith(b"\n"):
-        with path.open("r+b") as file:
-            file.truncate(data.rfind(b"\n") + 1)
 
 
 def _check_same(path: Path, run: Run, header: Mapping[str, Any]) -> None:

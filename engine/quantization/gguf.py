@@ -117,8 +117,7 @@ def _whole_blocks(part: LinearPart, kind: str, block: int) -> Tensor:
             f"whole blocks of {block}; use a tensor_parallel_size that divides {num_blocks}, or "
             f"set quantization to none"
         )
-    shards = part.shards("weight")
-    return shards[0] if len(shards) == 1 else torch.cat(shards)
+    return part.concatenated_as_loaded("weight")
 
 
 class GgufFormat(StoredFormat):

@@ -108,8 +108,9 @@ class LinearPart:
 
     def concatenated_as_loaded(self, kind: str) -> Tensor:
         """Concatenate the shards' tensors in the dtype and on the device that they came in, outputs
-        first."""
-        return torch.cat(self.shards(kind))
+        first. A single one is returned as it is, and may lie in a file's memory: convert it."""
+        shards = self.shards(kind)
+        return shards[0] if len(shards) == 1 else torch.cat(shards)
 
     def bias(self) -> Tensor | None:
         """Return the bias, [outputs] in the layer's dtype, if there is one."""

@@ -6,7 +6,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -29,6 +29,7 @@ from engine.errors import (
     UnknownModel,
 )
 from engine.runtime.memory import DeviceMemory, MemoryArbiter
+from engine.worker.changes import Changes
 from engine.worker.image_share import ImageShare
 from engine.worker.request_stream import RequestStream
 from engine.worker.sleepers import Sleepers
@@ -54,7 +55,6 @@ _CHANGES = "adapter {name!r} is being loaded or unloaded; try again once that is
 log = structlog.get_logger(__name__)
 
 AnyEventT = TypeVar("AnyEventT", bound=Event, covariant=True)
-ResultT = TypeVar("ResultT")
 
 
 class RequestEvents(Protocol[AnyEventT]):
@@ -283,7 +283,7 @@ class ProcessEngineClient(EngineClient):
         file_bytes = int(options.config.sleep_file_gib * GIB)
         self._sleepers = Sleepers(self._supervisors, self._arbiter, file_bytes)
         self._supervisors |= {spec.name: self._supervisor(spec) for spec in specs}
-        self._changes: set[asyncio.Task[Any]] = set()
+        self._changes = Changes()
         """Loads and unloads in progress."""
 
     def submit(self, request: Request[EventT]) -> RequestStream[EventT]:
@@ -319,7 +319,7 @@ class ProcessEngineClient(EngineClient):
         self._supervisors[name] = supervisor
         supervisor.throttle(self._image_share.bound)
         supervisor.start()
-        return self._change(self._finish_load(supervisor))
+        return self._changes.begin(self._finish_load(supervisor))
 
     def unload(self, model: str, drain_timeout_s: float) -> asyncio.Task[None]:
         self._check_not_draining()
@@ -329,7 +329,7 @@ class ProcessEngineClient(EngineClient):
         if supervisor.is_leaving:
             raise ModelConflict(f"model {model!r} is already being unloaded", param="model")
         supervisor.leave()
-        return self._change(self._finish_unload(supervisor, drain_timeout_s))
+        return self._changes.begin(self._finish_unload(supervisor, drain_timeout_s))
 
     async def wake(self, model: str) -> Info:
         return await self._sleepers.awake(self._staying(model))
@@ -338,7 +338,7 @@ class ProcessEngineClient(EngineClient):
         supervisor = self._staying(model)
         if supervisor.slumber.pinned:
             raise ModelConflict(f"model {model!r} is pinned; unpin it first", param="model")
-        return self._change(self._sleepers.rest(supervisor, deep=deep))
+        return self._changes.begin(self._sleepers.rest(supervisor, deep=deep))
 
     def pin(self, model: str, pinned: bool) -> None:
         self._staying(model).slumber.pinned = pinned
@@ -358,9 +358,7 @@ class ProcessEngineClient(EngineClient):
         supervisor = self._supervisor_of(model)
         if name in supervisor.adapter_changes:
             raise ModelConflict(_CHANGES.format(name=name), param="lora_name")
-        unload = supervisor.unload_adapter(name, drain_timeout_s)
-        self._note_change(unload)
-        return unload
+        return self._changes.keep(supervisor.unload_adapter(name, drain_timeout_s))
 
     def config(self, model: str) -> EngineConfig | None:
         return self._supervisors[model].config if model in self._supervisors else None
@@ -417,7 +415,7 @@ class ProcessEngineClient(EngineClient):
                     await supervisor.wait_until_idle()
         self._sleepers.stop()
         await asyncio.gather(*(s.stop() for s in self._supervisors.values()))
-        await asyncio.gather(*self._changes, return_exceptions=True)
+        await self._changes.wait()
 
     def _supervisor(self, spec: ModelSpec, *, on_demand: bool = False) -> Supervisor:
         return Supervisor(
@@ -468,20 +466,6 @@ class ProcessEngineClient(EngineClient):
                     f"{name!r} is served already; unload it first or use another name",
                     param="lora_name",
                 )
-
-    def _change(self, change: Coroutine[Any, Any, ResultT]) -> asyncio.Task[ResultT]:
-        task = asyncio.create_task(change)
-        self._note_change(task)
-        return task
-
-    def _note_change(self, task: asyncio.Task[Any]) -> None:
-        self._changes.add(task)
-        task.add_done_callback(self._end_change)
-
-    def _end_change(self, task: asyncio.Task[Any]) -> None:
-        self._changes.discard(task)
-        if not task.cancelled():
-            task.exception()  # marks it as seen, in case nobody waited
 
     async def _finish_load(self, supervisor: Supervisor) -> Info:
         await supervisor.wait_until_settled()

@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.arena.vote import Vote, Winner
+from evaluation.line_file import LineFile, check_format
 from evaluation.problem import EvaluationProblem
-from evaluation.run_file import check_format, drop_incomplete_line
 from evaluation.task import json_lines, read_bytes
 
 FORMAT = "tandem-eval-votes"
 _CONVERSATIONS = "tandem-conversations"
 
 
-class VoteFile:
+class VoteFile(LineFile):
     """A file that gets votes: a line about where they come from, then a line per vote.
 
     Args:
@@ -28,28 +28,16 @@ class VoteFile:
     def __init__(self, path: Path, source: Mapping[str, Any]) -> None:
         header = {"format": FORMAT, "version": 1, **source}
         self.votes: list[Vote] = []
-        if path.exists() and path.stat().st_size:
-            drop_incomplete_line(path, FORMAT)
+
+        def take_in(path: Path) -> None:
             _check_same(path, header)
             self.votes = load_votes(path)
-            self._file = path.open("a", encoding="utf-8")
-        else:
-            self._file = path.open("w", encoding="utf-8")
-            self._write(header)
 
-    def __enter__(self) -> "VoteFile":
-        return self
-
-    def __exit__(self, *details: object) -> None:
-        self._file.close()
+        super().__init__(path, header, take_in)
 
     def append(self, vote: Vote) -> None:
         self.votes.append(vote)
-        self._write(vote.to_json())
-
-    def _write(self, line: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        self._file.flush()
+        self.write(vote.to_json())
 
 
 def load_votes(path: Path) -> list[Vote]:

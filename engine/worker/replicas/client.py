@@ -7,9 +7,8 @@ the one that its router chooses.
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
 
 import structlog
 
@@ -29,6 +28,7 @@ from engine.errors import (
     UnknownModel,
 )
 from engine.runtime.memory import DeviceMemory
+from engine.worker.changes import Changes
 from engine.worker.client import EngineClient, OnGone, ProcessEngineClient, ReplicaState
 from engine.worker.replicas.replica_set import ReplicaSet
 from engine.worker.replicas.sums import sum_of
@@ -42,8 +42,6 @@ _WAKE_BESIDE_S = 5.0
 requests of other models would have to wait for it (`slumber.RELOAD_PAUSE_S`)."""
 
 log = structlog.get_logger(__name__)
-
-ResultT = TypeVar("ResultT")
 
 
 class ReplicatedEngineClient(EngineClient):
@@ -66,7 +64,7 @@ class ReplicatedEngineClient(EngineClient):
             self._enter(one, first.name)
         self._wakes: dict[str, asyncio.Task[None]] = {}
         """The replicas that are woken beside busy ones."""
-        self._changes: set[asyncio.Future[Any]] = set()
+        self._changes = Changes()
         self._is_draining = False
 
     @property
@@ -110,7 +108,7 @@ class ReplicatedEngineClient(EngineClient):
             finally:
                 del self._wakes[worker]
 
-        self._wakes[worker] = self._change(wake())
+        self._wakes[worker] = self._changes.begin(wake())
 
     def load(self, spec: ModelSpec) -> asyncio.Task[Info]:
         new = ReplicaSet(spec, self._options.config, on_demand=True)
@@ -133,7 +131,7 @@ class ReplicatedEngineClient(EngineClient):
         load = self._workers.load(first)
         self._sets[spec.name] = new
         self._enter(new, first.name)
-        return self._change(self._finish_load(new, load))
+        return self._changes.begin(self._finish_load(new, load))
 
     def unload(self, model: str, drain_timeout_s: float) -> asyncio.Task[None]:
         own = self._set(model, may_have_failed=True)
@@ -143,7 +141,7 @@ class ReplicatedEngineClient(EngineClient):
         own.is_leaving = True
         if not unloads:
             self._forget(own)
-        return self._change(_all(unloads))
+        return self._changes.begin(_all(unloads))
 
     async def wake(self, model: str) -> Info:
         own = self._set(model)
@@ -153,12 +151,14 @@ class ReplicatedEngineClient(EngineClient):
         if not infos:
             raise next(one for one in outcomes if isinstance(one, BaseException))
         if not (own.is_complete or own.is_leaving):
-            self._go_on(self._complete(own))
+            self._changes.begin(self._complete(own))
         return own.info(infos[0])
 
     def sleep(self, model: str, *, deep: bool = False) -> asyncio.Task[None]:
         own = self._set(model)
-        return self._change(_all([self._workers.sleep(name, deep=deep) for name in own.workers]))
+        return self._changes.begin(
+            _all([self._workers.sleep(name, deep=deep) for name in own.workers])
+        )
 
     def pin(self, model: str, pinned: bool) -> None:
         for name in self._set(model).workers:
@@ -174,7 +174,7 @@ class ReplicatedEngineClient(EngineClient):
             return self._workers.load_adapter(own.workers[0], order)
         self._check_all_ready(own)
         loads = {name: self._workers.load_adapter(name, order) for name in own.workers}
-        return self._change(self._finish_adapter(loads, order))
+        return self._changes.begin(self._finish_adapter(loads, order))
 
     async def _finish_adapter(
         self, loads: dict[str, asyncio.Future[AdapterReport]], order: AdapterOrder
@@ -196,7 +196,7 @@ class ReplicatedEngineClient(EngineClient):
             return self._workers.unload_adapter(own.workers[0], name, drain_timeout_s)
         self._check_all_ready(own)
         unloads = [self._workers.unload_adapter(one, name, drain_timeout_s) for one in own.workers]
-        return self._change(_all(unloads))
+        return self._changes.begin(_all(unloads))
 
     def config(self, model: str) -> EngineConfig | None:
         own = self._sets.get(model)
@@ -250,12 +250,12 @@ class ReplicatedEngineClient(EngineClient):
     async def start(self) -> None:
         await self._workers.start()
         if any(not own.is_complete for own in self._sets.values()):
-            self._go_on(self._complete_all())
+            self._changes.begin(self._complete_all())
 
     async def stop(self, drain_timeout_s: float) -> None:
         self._is_draining = True
         await self._workers.stop(drain_timeout_s)
-        await asyncio.gather(*self._changes, return_exceptions=True)
+        await self._changes.wait()
 
     async def _complete_all(self) -> None:
         """Start the other workers of the first models, once all of these have settled: the first
@@ -385,21 +385,6 @@ class ReplicatedEngineClient(EngineClient):
             del self._sets[own.name]
         if self.on_gone is not None:
             self.on_gone(own.name, own.text_path)
-
-    def _go_on(self, change: Coroutine[Any, Any, Any]) -> None:
-        """Do something that nobody waits for."""
-        self._change(change)
-
-    def _change(self, change: Coroutine[Any, Any, ResultT]) -> asyncio.Task[ResultT]:
-        task = asyncio.create_task(change)
-        self._changes.add(task)
-        task.add_done_callback(self._end_change)
-        return task
-
-    def _end_change(self, task: asyncio.Task[Any]) -> None:
-        self._changes.discard(task)
-        if not task.cancelled():
-            task.exception()  # marks it as seen, in case nobody waited
 
 
 class _StepsOfWorkers(StepListeners):
