@@ -1,0 +1,160 @@
+"""The tables and plots of docs/endurance.md, from docs/endurance.json."""
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from loadtest.markdown import number, page_with, table
+from loadtest.results import save_result
+
+_DOCS = Path(__file__).parents[2] / "docs"
+DATA = _DOCS / "endurance.json"
+PAGE = _DOCS / "endurance.md"
+PLOT = _DOCS / "img" / "endurance.svg"
+COMMAND = "python -m tools.endurance page"
+_BLUE, _RED, _GREEN, _GREY = "#3b6fb6", "#c0504d", "#5b9a4b", "#8a8a8a"
+
+
+def keep(part: str, found: dict[str, Any], path: Path = DATA) -> None:
+    """Replace a part of the results."""
+    data = json.loads(path.read_text()) if path.exists() else {}
+    save_result(data | {part: found}, path)
+
+
+def write_page() -> None:
+    """Write the tables and the plot."""
+    data = json.loads(DATA.read_text())
+    PAGE.write_text(page_with(PAGE.read_text(), sections(data), COMMAND))
+    if "soak" in data:
+        plot(data["soak"], PLOT)
+
+
+def sections(data: Mapping[str, Any]) -> dict[str, str]:
+    """The generated parts of the page, by name."""
+    texts = {}
+    if "soak" in data:
+        texts["soak"] = _soak(data["soak"])
+    if "chaos" in data:
+        texts["chaos"] = _chaos(data["chaos"])
+    return texts
+
+
+def _origin(run: Mapping[str, Any]) -> str:
+    changes = " with uncommitted changes" if run["uncommitted_changes"] else ""
+    return f"{run['started_at'][:10]}, commit {(run['commit'] or 'unknown')[:12]}{changes}"
+
+
+def _soak(run: Mapping[str, Any]) -> str:
+    compared = run["compared"]
+    requests = [
+        [kind, str(count), str(compared.get(kind, 0))]
+        for kind, count in sorted(run["requests"].items(), key=lambda pair: -pair[1])
+    ]
+    manners = ", ".join(f"{count} {name}" for name, count in sorted(run["manners"].items()))
+    changes = ", ".join(f"{count} `{name}`" for name, count in sorted(run["changes"].items()))
+    parts = [
+        f"Seed {run['seed']}, {run['seconds'] / 60:.0f} minutes, {run['users']} users, a quiet "
+        f"point every {run['lap_s']:g} s, {sum(run['requests'].values())} requests, "
+        f"**{run['num_problems']} problems** ({_origin(run)}).",
+        table(["kind of request", "sent", "compared with a twin"], requests, num_text_columns=1),
+        f"How clients behaved: {manners}. Changes: {changes}.",
+        _growth(run),
+    ]
+    if run["problems"]:
+        parts.append("\n".join(f"- {problem}" for problem in run["problems"]))
+    return "\n\n".join(parts)
+
+
+def _growth(run: Mapping[str, Any]) -> str:
+    if not run["growth"]:
+        return "Too few quiet points to fit growth."
+    rows = [
+        [
+            fit["name"] + (" (MiB)" if fit["name"].startswith("memory") else ""),
+            number(fit["start"], 0),
+            f"{fit['per_hour']:+.1f}",
+            "-" if fit["bound_per_hour"] is None else f"{fit['bound_per_hour']:g}",
+        ]
+        for fit in run["growth"]
+    ]
+    heads = ["at quiet points, after the warm-up", "level", "growth in an hour", "bound"]
+    return table(heads, rows, num_text_columns=1)
+
+
+def _chaos(run: Mapping[str, Any]) -> str:
+    seconds: dict[str, list[float]] = defaultdict(list)
+    outcomes: Counter[str] = Counter()
+    num_left_out = 0
+    for one in run["runs"]:
+        outcomes.update(one["outcomes"])
+        for fault in one["faults"]:
+            num_left_out += fault.get("left_out", False)
+            if fault["recovered_s"] is not None:
+                seconds[fault["name"]].append(fault["recovered_s"])
+    seeds = [one["seed"] for one in run["runs"]]
+    num_clean = sum(not one["problems"] for one in run["runs"])
+    rows = [
+        [name, str(len(some)), number(median(some), 1), number(max(some), 1)]
+        for name, some in sorted(seconds.items())
+    ]
+    load_s = [one["load_s"] for one in run["runs"]]
+    told = ", ".join(f"{count} `{name}`" for name, count in outcomes.most_common())
+    parts = [
+        f"Seeds {min(seeds)} to {max(seeds)}: **{num_clean} of {len(seeds)} clean** "
+        f"({_origin(run)}). A start took {number(median(load_s), 1)} s at the median, "
+        f"{number(max(load_s), 1)} s at most.",
+        table(
+            ["fault", "times", "right answers again after s, median", "most"],
+            rows,
+            num_text_columns=1,
+        ),
+        f"What {sum(one['requests'] for one in run['runs'])} requests under faults got: {told}.",
+    ]
+    if num_left_out:
+        parts.append(f"Left out, because no disk can be mounted here: {num_left_out} faults.")
+    for one in run["runs"]:
+        parts += [f"- seed {one['seed']}: {problem}" for problem in one["problems"]]
+    return "\n\n".join(parts)
+
+
+def plot(run: Mapping[str, Any], path: Path) -> None:
+    """Memory, descriptors, threads and blocks over the time of a soak."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot as plt
+
+    plt.rcParams.update({"font.size": 9, "svg.hashsalt": "tandem", "svg.fonttype": "none"})
+    figure, axes = plt.subplots(2, 2, figsize=(8.4, 4.6), sharex=True)
+    panels = [
+        ("memory", "MiB of all processes", _BLUE),
+        ("descriptors", "open descriptors", _RED),
+        ("threads", "threads", _GREEN),
+        ("blocks", "share of KV blocks in use", _GREY),
+    ]
+    for axis, (name, label, colour) in zip(axes.flat, panels, strict=True):
+        for rows, style in ((run["busy"], {"alpha": 0.35, "linewidth": 0.8}), (run["quiet"], {})):
+            minutes = [row["at_s"] / 60 for row in rows]
+            values = [row[name] for row in rows]
+            kind = "quiet points" if rows is run["quiet"] else "under load"
+            axis.plot(
+                minutes,
+                values,
+                "o" if rows is run["quiet"] else "-",
+                markersize=3,
+                color=colour,
+                label=kind,
+                **style,
+            )
+        axis.set_ylabel(label)
+        axis.set_ylim(bottom=0)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0, 0].legend(frameon=False, loc="lower right")
+    for axis in axes[1]:
+        axis.set_xlabel("minutes")
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
