@@ -136,7 +136,7 @@ def find_offering(
         if status.model != name:
             continue
         main = _main(engine, status)
-        if main is not None and main is not operation:
+        if main is not None and not _may_offer(engine, status, operation):
             does, routes = SERVED[main].deed, SERVED[main].routes
             raise InvalidParameter(
                 f"model {name} {does}; send requests for it to {routes}; for this route "
@@ -144,7 +144,8 @@ def find_offering(
                 param="model",
             )
         raise _not_ready(status)
-    _check_not_awaited(engine, _made_for(engine, operation), name)
+    awaited = [one for one in engine.statuses() if _may_offer(engine, one, operation)]
+    _check_not_awaited(engine, awaited, name)
     raise unknown_model(engine, name)
 
 
@@ -169,6 +170,15 @@ def _named(infos: Sequence[InfoT], name: str) -> InfoT | None:
 def _made_for(engine: EngineClient, operation: AnyOperation) -> list[ModelStatus]:
     """All configured models that are, or may be, made for this operation."""
     return [s for s in engine.statuses() if _main(engine, s) in (operation, None)]
+
+
+def _may_offer(engine: EngineClient, status: ModelStatus, operation: AnyOperation) -> bool:
+    """Whether a model that was not found among those that offer the operation may do so later: it
+    is made for it or, while it does not serve, its kind may offer it besides."""
+    if _main(engine, status) in (operation, None):
+        return True
+    serves = any(info.model == status.model for info in engine.models())
+    return not serves and status.kind is not None and operation in KINDS[status.kind].operations
 
 
 def _main(engine: EngineClient, status: ModelStatus) -> AnyOperation | None:

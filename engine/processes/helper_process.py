@@ -11,13 +11,14 @@ import contextlib
 import io
 import socket
 import subprocess
-import time
 import weakref
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
 
+from engine.processes.fair_patience import Patience, fair_timeout
 from engine.processes.helper_child import FRAME, Bytes, read_frame
 
 _READ_BYTES = 1 << 16
@@ -89,12 +90,13 @@ class RunningHelper:
         Raises:
             HelperLost: the process ended, or was killed because its answer is late or invalid.
         """
-        deadline_s = time.monotonic() + wall_s
+        patience = Patience(self.socket.settimeout, wall_s)
         try:
             for part in (self._frame(head, len(body)), body):
-                self.socket.settimeout(_left(deadline_s))
-                self.socket.sendall(part)
-            answer = read_frame(io.BufferedReader(_Answers(self.socket, deadline_s)))
+                rest = memoryview(part).cast("B")
+                while rest:
+                    rest = rest[patience.wait(partial(self.socket.send, rest)) :]
+            answer = read_frame(io.BufferedReader(_Answers(self.socket, patience)))
             if answer[0] != self._num_asked:
                 raise EOFError
             return answer[1:]
@@ -117,7 +119,7 @@ class RunningHelper:
         try:
             try:
                 for number in range(first, first + len(heads)):
-                    async with asyncio.timeout(wall_s):
+                    async with fair_timeout(wall_s):
                         head = await self._receive(number)
                     give(head)
             finally:  # before the socket is closed, whose number another one may get
@@ -180,25 +182,17 @@ class HelperProcess:
 
 
 class _Answers(io.RawIOBase):
-    """What arrives on a socket until a deadline."""
+    """What arrives on a socket while there is patience."""
 
-    def __init__(self, connection: socket.socket, deadline_s: float) -> None:
+    def __init__(self, connection: socket.socket, patience: Patience) -> None:
         self._socket = connection
-        self._deadline_s = deadline_s
+        self._patience = patience
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        self._socket.settimeout(_left(self._deadline_s))
-        return self._socket.recv_into(buffer)
-
-
-def _left(deadline_s: float) -> float:
-    left_s = deadline_s - time.monotonic()
-    if left_s <= 0:
-        raise TimeoutError
-    return left_s
+        return self._patience.wait(partial(self._socket.recv_into, buffer))
 
 
 def _end(process: "subprocess.Popen[bytes]", connection: socket.socket) -> None:

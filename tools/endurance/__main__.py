@@ -74,8 +74,6 @@ def soak(options: argparse.Namespace) -> bool:
         if options.save:
             told = {"seed": seed, "users": plan.users, "lap_s": plan.lap_s}
             keep("soak", facts | told | {"server": material.shown_command} | test.run.to_json())
-        for problem in test.run.problems:
-            _say(problem)
         _say(f"{test.run.requests.total()} requests, {test.run.num_problems} problems")
         return not test.run.num_problems
 

@@ -40,7 +40,14 @@ IDLE_S = 30.0
 NUM_USERS = 4
 _PAUSE_S = 0.2
 _CLOCK_SOURCE = Path(__file__).with_name("moved_clock.c")
-_REFERENCE = [("text", 0), ("chat", 0), ("structure", 0), ("adapter", 0), ("picture", 0), ("edit", 0)]
+_REFERENCE = [
+    ("text", 0),
+    ("chat", 0),
+    ("structure", 0),
+    ("adapter", 0),
+    ("picture", 0),
+    ("edit", 0),
+]
 """Orders that must be answered rightly again after each fault."""
 
 

@@ -53,6 +53,7 @@ class SoakRun:
     seconds: float = 0.0
 
     def complain(self, problem: str) -> None:
+        """Note a problem."""
         self.num_problems += 1
         if len(self.problems) < _MOST_PROBLEMS:
             self.problems.append(problem)
@@ -113,10 +114,14 @@ class Soak:
             self._conclude()
         return self.run
 
+    def _complain(self, problem: str) -> None:
+        self._say(problem)
+        self.run.complain(problem)
+
     async def end(self) -> None:
         """Stop the server, and complain about what it leaves."""
         for problem in await self._server.end():
-            self.run.complain(problem)
+            self._complain(problem)
 
     @property
     def _elapsed_s(self) -> float:
@@ -149,13 +154,13 @@ class Soak:
             answer = await self._asker.ask(order)
             self.run.changes[order.kind] += 1
             if answer.status not in step.statuses:
-                self.run.complain(f"{step.path}: HTTP {answer.status} {answer.code or ''}")
+                self._complain(f"{step.path}: HTTP {answer.status} {answer.code or ''}")
             return
         answer = await self._asker.ask(step.order, step.manner, step.pieces)
         self.run.requests[step.order.kind] += 1
         self.run.manners["left" if answer.has_left else step.manner] += 1
         if problem := self._twins.problem(step.order, answer):
-            self.run.complain(f"{self._elapsed_s:.0f} s, {step.manner}: {problem}")
+            self._complain(f"{self._elapsed_s:.0f} s, {step.manner}: {problem}")
 
     async def _quiet(self) -> None:
         """Wake all models, wait until nothing is under way, and look at what is left."""
@@ -166,7 +171,7 @@ class Soak:
             await clock.sleep(0.2)
             work = await work_of(self._server.url)
         for problem in remains(work):
-            self.run.complain(f"{self._elapsed_s:.0f} s: {problem}")
+            self._complain(f"{self._elapsed_s:.0f} s: {problem}")
         self.run.quiet.append(await self._look(work))
 
     async def _look(self, work: dict[str, float]) -> Sample:
@@ -179,7 +184,7 @@ class Soak:
             try:
                 self.run.busy.append(await self._look(await work_of(self._server.url)))
             except httpx.HTTPError as error:
-                self.run.complain(f"{self._elapsed_s:.0f} s: /metrics: {type(error).__name__}")
+                self._complain(f"{self._elapsed_s:.0f} s: /metrics: {type(error).__name__}")
 
     def _conclude(self) -> None:
         self.run.seconds = self._elapsed_s
@@ -187,7 +192,7 @@ class Soak:
         self.run.fits = growths(self.run.quiet, WARM_UP_SHARE * self.run.seconds)
         for fit in self.run.fits:
             if fit.is_too_much:
-                self.run.complain(
+                self._complain(
                     f"{fit.name} grows by {fit.per_hour:.1f} an hour; the bound is "
                     f"{fit.bound_per_hour:g}"
                 )

@@ -1,5 +1,6 @@
 """A process that may be lost over a question: the next one starts anew, nobody is left behind."""
 
+import asyncio
 import gc
 import os
 import random
@@ -110,3 +111,34 @@ def test_it_ends_with_whoever_held_it():
     del process
     gc.collect()
     assert not psutil.pid_exists(pid)
+
+
+async def test_time_in_which_this_process_stood_still_is_not_held_against_the_other_one():
+    process = helper()
+    running = process.running()
+    os.kill(running.process_id, signal.SIGSTOP)
+    answers = []
+    asking = asyncio.create_task(running.ask_all([b"head"], 0.6, answers.append))
+    await asyncio.sleep(0.05)
+    time.sleep(1.0)  # noqa: ASYNC251 - as if this process was stopped, too
+    os.kill(running.process_id, signal.SIGCONT)
+    await asking
+    assert answers == [b"head"]
+    process.close()
+
+
+def test_a_clock_that_jumps_is_not_held_against_the_other_process(monkeypatch):
+    process, jump_s = helper(), 0.0
+    now = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: now() + jump_s)
+    running = process.running()
+    os.kill(running.process_id, signal.SIGSTOP)
+
+    def stand_still():
+        nonlocal jump_s
+        jump_s = 600.0
+        os.kill(running.process_id, signal.SIGCONT)
+
+    threading.Timer(0.3, stand_still).start()
+    assert running.ask(b"head", b"body", 20.0) == (b"head", b"ydob")
+    process.close()
