@@ -19,8 +19,7 @@ from pathlib import Path
 from loadtest.interrupt import Interrupt
 from loadtest.machine import provenance
 from loadtest.scenario import random_seed
-from tools.endurance.chaos import chaos_runs
-from tools.endurance.disk import can_mount
+from tools.endurance.chaos import Chaos, ChaosRun
 from tools.endurance.page import keep, write_page
 from tools.endurance.served import default_material, running, tiny_material
 from tools.endurance.soak import Plan, Soak
@@ -82,15 +81,28 @@ def soak(options: argparse.Namespace) -> bool:
 
 
 def chaos(options: argparse.Namespace) -> bool:
-    seeds = range(options.first_seed, options.first_seed + options.seeds)
     facts = provenance("chaos", _MODULE)
+    runs: list[ChaosRun] = []
+
+    async def all_seeds(test: Chaos) -> None:
+        for seed in range(options.first_seed, options.first_seed + options.seeds):
+            runs.append(await test.run(seed))
+            if options.save:
+                rows = [run.to_json() for run in runs]
+                keep("chaos", facts | {"load_s": round(test.load_s, 1), "runs": rows})
+
+    async def work(folder: Path) -> list[str]:
+        async with Chaos(folder, LOGS / "chaos.log", _say) as test, Interrupt() as interrupt:
+            await interrupt.run(all_seeds(test))
+            return await test.end()
+
     with tempfile.TemporaryDirectory() as folder:
-        runs = asyncio.run(chaos_runs(Path(folder), LOGS, seeds, _say))
-    if options.save:
-        keep("chaos", facts | {"can_mount": can_mount(), "runs": [run.to_json() for run in runs]})
+        problems = asyncio.run(work(Path(folder)))
+    for problem in problems:
+        _say(problem)
     num_clean = sum(not run.problems for run in runs)
     _say(f"{num_clean} of {len(runs)} seeds are clean")
-    return num_clean == len(runs)
+    return num_clean == len(runs) and not problems
 
 
 def page(options: argparse.Namespace) -> bool:

@@ -15,9 +15,9 @@ from tools.endurance.disk import Disk
 from tools.endurance.sample import processes_of
 from tools.endurance.served import Server
 
-NUM_FAULTS = 3
+NUM_FAULTS = 2
 """Faults of a seed."""
-WORKER_TIMEOUT_S = 6
+WORKER_TIMEOUT_S = 15
 """The server's `--worker-timeout-s`: how long a silent worker is waited for."""
 KILL, STOP = signal.SIGKILL, signal.SIGSTOP
 _BRIEF_S = (0.5, 2.5)
@@ -210,7 +210,7 @@ EFFECTS = {
     "kill a worker": Effect(_signalling("worker", KILL), _WORKER_LOST),
     "kill a template process": Effect(_signalling("template", KILL), _TEMPLATE_LOST),
     "kill a reader process": Effect(_signalling("reader", KILL)),
-    "kill a picture process": Effect(_signalling("pictures", KILL)),
+    "kill a picture process": Effect(_signalling("pictures", KILL), frozenset({"invalid_value"})),
     "kill the server": Effect(_none, _WORKER_LOST, may_lose=True, ends_server=KILL),
     "restart the server": Effect(
         _none,

@@ -95,17 +95,17 @@ def _chaos(run: Mapping[str, Any]) -> str:
             if fault["recovered_s"] is not None:
                 seconds[fault["name"]].append(fault["recovered_s"])
     seeds = [one["seed"] for one in run["runs"]]
+    num_again = sum(one["tries"] > 1 for one in run["runs"])
     num_clean = sum(not one["problems"] for one in run["runs"])
     rows = [
         [name, str(len(some)), number(median(some), 1), number(max(some), 1)]
         for name, some in sorted(seconds.items())
     ]
-    load_s = [one["load_s"] for one in run["runs"]]
     told = ", ".join(f"{count} `{name}`" for name, count in outcomes.most_common())
     parts = [
         f"Seeds {min(seeds)} to {max(seeds)}: **{num_clean} of {len(seeds)} clean** "
-        f"({_origin(run)}). A start took {number(median(load_s), 1)} s at the median, "
-        f"{number(max(load_s), 1)} s at most.",
+        f"({_origin(run)}). The slowest start took {number(run['load_s'], 1)} s. Seeds that were "
+        f"tried again because this machine stood still: {num_again}.",
         table(
             ["fault", "times", "right answers again after s, median", "most"],
             rows,

@@ -10,6 +10,7 @@ import openai
 import pytest
 from openai import AsyncOpenAI
 
+from engine.contract.status import Phase
 from engine.errors import QueueFull
 from server.embeddings.convert import MAX_CHARS_PER_TOKEN
 from server.protocol.prompts import MAX_PROMPTS
@@ -168,6 +169,13 @@ async def test_what_is_refused_and_what_is_tolerated(server: EmbeddingServer) ->
     response = await server.embed(user="me", encoding_format=None, dimensions=None, mood="odd")
     assert response.status_code == 200
     assert response.headers["x-ignored-fields"] == "mood"
+
+
+async def test_a_text_model_that_restarts_may_embed_again(both: EmbeddingServer) -> None:
+    for phase in (Phase.RESTARTING, Phase.WARMING_UP):
+        both.engine.set_status("writer", phase)
+        error = await both.refused(503, model="writer")
+        assert error["code"] == "model_not_ready"
 
 
 async def test_models_of_another_kind_say_what_to_do(both: EmbeddingServer) -> None:

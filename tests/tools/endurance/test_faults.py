@@ -1,5 +1,6 @@
 """Faults are drawn by a seed, and files are damaged as it says."""
 
+import itertools
 import random
 import subprocess
 import sys
@@ -43,10 +44,11 @@ def test_damage_changes_a_file_and_repeats(tmp_path):
 
 @pytest.mark.skipif(not can_mount(), reason="this system lets us mount no disk")
 async def test_a_disk_is_full_and_read_only_until_it_is_not(tmp_path):
+    numbers = itertools.count()
     async with mounted(tmp_path / "disk") as disk:
 
         def can_write():
-            command = [*disk.prefix.split(), "sh", "-c", f"echo a > {disk.path}/file"]
+            command = [*disk.prefix.split(), "sh", "-c", f"echo a > {disk.path}/{next(numbers)}"]
             done = subprocess.run(command, capture_output=True, text=True)
             return done.stderr.strip().rpartition(": ")[2] or "yes"
 
