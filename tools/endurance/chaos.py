@@ -56,7 +56,7 @@ class ChaosRun:
 
     seed: int
     faults: list[dict[str, Any]] = field(default_factory=list)
-    requests: int = 0
+    num_requests: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
     tries: int = 1
@@ -66,7 +66,7 @@ class ChaosRun:
         return {
             "seed": self.seed,
             "faults": self.faults,
-            "requests": self.requests,
+            "num_requests": self.num_requests,
             "outcomes": dict(self.outcomes),
             "tries": self.tries,
             "problems": self.problems,
@@ -147,7 +147,7 @@ class Chaos:
             watching.cancel()
             named = ", ".join(f"{one['name']} {one['recovered_s']} s" for one in self._run.faults)
             again = "; disturbed" if self._run.is_disturbed else ""
-            self._say(f"seed {seed}: {self._run.requests} requests; {named}{again}")
+            self._say(f"seed {seed}: {self._run.num_requests} requests; {named}{again}")
             for problem in self._run.problems:
                 self._say(f"  {problem}")
             if not (self._run.problems and self._run.is_disturbed):
@@ -254,7 +254,7 @@ class Chaos:
             await asyncio.sleep(rng.expovariate(8.0))
 
     def _judge(self, request: Request, answer: Answer, began: float) -> None:
-        self._run.requests += 1
+        self._run.num_requests += 1
         outcome = answer.code or ("left" if answer.has_left else str(answer.status))
         self._run.outcomes["lost" if answer.is_lost else outcome] += 1
         problem = self._twins.problem(request.order, answer)

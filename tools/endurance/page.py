@@ -3,6 +3,7 @@
 import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -15,6 +16,7 @@ DATA = _DOCS / "endurance.json"
 PAGE = _DOCS / "endurance.md"
 PLOT = _DOCS / "img" / "endurance.svg"
 COMMAND = "python -m tools.endurance page"
+_LONG_GAP_S = 30.0
 _BLUE, _RED, _GREEN, _GREY = "#3b6fb6", "#c0504d", "#5b9a4b", "#8a8a8a"
 
 
@@ -48,24 +50,34 @@ def _origin(run: Mapping[str, Any]) -> str:
 
 
 def _soak(run: Mapping[str, Any]) -> str:
-    compared = run["compared"]
-    requests = [
-        [kind, str(count), str(compared.get(kind, 0))]
-        for kind, count in sorted(run["requests"].items(), key=lambda pair: -pair[1])
+    compared = [
+        [kind, str(count)] for kind, count in sorted(run["compared"].items(), key=_by_count)
     ]
     manners = ", ".join(f"{count} {name}" for name, count in sorted(run["manners"].items()))
     changes = ", ".join(f"{count} `{name}`" for name, count in sorted(run["changes"].items()))
     parts = [
-        f"Seed {run['seed']}, {run['seconds'] / 60:.0f} minutes, {run['users']} users, a quiet "
-        f"point every {run['lap_s']:g} s, {sum(run['requests'].values())} requests, "
+        f"Seed {run['seed']}, {run['seconds'] / 60:.0f} minutes, in {_stood_still_s(run) / 60:.0f} "
+        f"of which all stood still for other work on the machine, {run['users']} users, a quiet "
+        f"point every {run['lap_s']:g} s, {sum(run['manners'].values())} requests, "
         f"**{run['num_problems']} problems** ({_origin(run)}).",
-        table(["kind of request", "sent", "compared with a twin"], requests, num_text_columns=1),
+        table(["kind of request", "answers compared with a twin"], compared, num_text_columns=1),
         f"How clients behaved: {manners}. Changes: {changes}.",
         _growth(run),
     ]
     if run["problems"]:
         parts.append("\n".join(f"- {problem}" for problem in run["problems"]))
     return "\n\n".join(parts)
+
+
+def _by_count(pair: tuple[str, int]) -> tuple[int, str]:
+    return -pair[1], pair[0]
+
+
+def _stood_still_s(run: Mapping[str, Any]) -> float:
+    """Time in which the server was not looked at, although that happens every few seconds."""
+    times = [0, *(row["at_s"] for row in run["busy"]), run["seconds"]]
+    gaps = [later - earlier for earlier, later in pairwise(times)]
+    return sum(gap for gap in gaps if gap > _LONG_GAP_S)
 
 
 def _growth(run: Mapping[str, Any]) -> str:
@@ -111,7 +123,7 @@ def _chaos(run: Mapping[str, Any]) -> str:
             rows,
             num_text_columns=1,
         ),
-        f"What {sum(one['requests'] for one in run['runs'])} requests under faults got: {told}.",
+        f"What {sum(one['num_requests'] for one in run['runs'])} requests under faults got: {told}.",
     ]
     if num_left_out:
         parts.append(f"Left out, because no disk can be mounted here: {num_left_out} faults.")

@@ -61,7 +61,7 @@ class SoakRun:
     def to_json(self) -> dict[str, Any]:
         return {
             "seconds": round(self.seconds),
-            "requests": dict(self.requests),
+            "kinds": dict(self.requests),
             "manners": dict(self.manners),
             "changes": dict(self.changes),
             "compared": dict(self.compared),
