@@ -19,6 +19,7 @@ async def fair_timeout(seconds: float) -> AsyncIterator[None]:
     """Like `asyncio.timeout`, raises TimeoutError."""
     loop = asyncio.get_running_loop()
     left_s, last_s = seconds, loop.time()
+    next_tick: asyncio.TimerHandle
     async with asyncio.timeout(None) as limit:
 
         def tick() -> None:

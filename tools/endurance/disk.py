@@ -10,7 +10,7 @@ import functools
 import os
 import shlex
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,7 +72,7 @@ class Disk:
 
 
 @contextlib.contextmanager
-def _until_full() -> "contextlib.Generator[None]":
+def _until_full() -> Iterator[None]:
     try:
         yield
     except OSError as error:

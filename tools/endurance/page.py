@@ -123,7 +123,7 @@ def _chaos(run: Mapping[str, Any]) -> str:
             rows,
             num_text_columns=1,
         ),
-        f"What {sum(one['num_requests'] for one in run['runs'])} requests under faults got: {told}.",
+        f"What {outcomes.total()} requests under faults got: {told}.",
     ]
     if num_left_out:
         parts.append(f"Left out, because no disk can be mounted here: {num_left_out} faults.")

@@ -96,12 +96,12 @@ async def work_of(url: str) -> dict[str, float]:
     async with httpx.AsyncClient(timeout=30, trust_env=False) as client:
         response = await client.get(f"{url}/metrics")
         response.raise_for_status()
-    work: Counter[str] = Counter()
+    work: dict[str, float] = {}
     for line in response.text.splitlines():
         found = _METRIC.match(line)
         if found and WORK.fullmatch(found[1]):
-            work[found[1]] += float(found[3])
-    return dict(work)
+            work[found[1]] = work.get(found[1], 0.0) + float(found[3])
+    return work
 
 
 def marked(variable: str, value: str) -> list[int]:

@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 import uuid
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -148,7 +148,7 @@ async def running(
     log: Path,
     prefix: str = "",
     port: int | None = None,
-    variables: Mapping[str, str] | None = None,
+    variables: dict[str, str] | None = None,
 ) -> AsyncIterator[Server]:
     """Start the server and yield once all of its models serve.
 
