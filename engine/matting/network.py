@@ -1,5 +1,6 @@
 """The network that finds a picture's subject: an ONNX file, run by onnxruntime on the CPU."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -58,6 +59,9 @@ def load_network(path: Path, facts: NetworkFacts, num_threads: int) -> OnnxNetwo
             outputs are not pictures.
         ModelLoadError: onnxruntime cannot load it.
     """
+    # Its official builds send what they run to their makers, and the environment alone keeps them
+    # from it.
+    os.putenv("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -16,8 +16,9 @@ async def test_a_short_soak_is_clean_and_told(tmp_path):
     plan = Plan(random.randrange(2**31), seconds=5, users=3, lap_s=2.5)
     async with running(material, tmp_path / "log") as server:
         soak = Soak(plan, material, server, print)
-        run = await soak.soak()
+        await soak.soak()
         await soak.end()
+    run = soak.run
     assert run.problems == []
     assert len(run.quiet) == 2
     assert sum(run.compared.values()) > 0

@@ -96,7 +96,7 @@ class Soak:
         self.run = SoakRun()
         self._began = 0.0
 
-    async def soak(self) -> SoakRun:
+    async def soak(self) -> None:
         """Run all laps. An interrupt leaves `run` with what was seen so far."""
         self._began = time.monotonic()
         users = [
@@ -112,7 +112,6 @@ class Soak:
             with contextlib.suppress(asyncio.CancelledError):
                 await watching
             self._conclude()
-        return self.run
 
     def _complain(self, problem: str) -> None:
         self._say(problem)

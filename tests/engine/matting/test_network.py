@@ -1,5 +1,8 @@
 """Networks run by onnxruntime: made here, and the real one."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +33,28 @@ def test_a_mask_is_from_0_to_1(height: int, width: int, tmp_path: Path) -> None:
     assert mask.shape == (64, 64)
     assert mask.dtype == np.float32
     assert mask[:, :20].max() < 0.01 and mask[:, -20:].min() > 0.99
+
+
+def test_nothing_is_kept_for_the_makers_of_the_library(tmp_path: Path) -> None:
+    """Its telemetry keeps a device's id and events to send in the user's folder."""
+    (tmp_path / "a.onnx").write_bytes(onnx.brightness_network())
+    program = (
+        "import os, sys, pathlib\n"
+        "from engine.matting.network import load_network\n"
+        "from engine.matting.network_files import read_facts\n"
+        "path = pathlib.Path(sys.argv[1])\n"
+        "load_network(path, read_facts(path), 1)"
+    )
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
+    subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "a.onnx")],
+        check=True,
+        cwd=Path(__file__).parents[3],
+        env=environment | {"HOME": str(home)},
+    )
+    assert [path.name for path in home.rglob("*") if "onnx" in path.name] == []
 
 
 def test_no_subject_stays_none(tmp_path: Path) -> None:
