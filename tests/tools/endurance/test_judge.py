@@ -126,7 +126,7 @@ def test_growth_is_found_and_noise_is_not():
     assert too_much(samples()) == set()
     assert too_much(samples(per_hour_mib=0.6 * BOUNDS_PER_HOUR["memory"])) == set()
     assert too_much(samples(per_hour_mib=1.5 * BOUNDS_PER_HOUR["memory"])) == {"memory"}
-    assert too_much(samples(descriptors_per_hour=12)) == {"descriptors"}
+    assert too_much(samples(descriptors_per_hour=40)) == {"descriptors"}
 
 
 def test_what_happens_while_the_server_warms_up_is_no_growth():
