@@ -9,7 +9,8 @@ from collections import Counter
 
 import pytest
 
-from tools.endurance.chaos import clock_library
+from tools.endurance.asking import Answer
+from tools.endurance.chaos import clock_library, is_explained
 from tools.endurance.disk import can_mount, mounted
 from tools.endurance.faults import EFFECTS, NUM_FAULTS, damage, draw_faults, move_clock
 from tools.endurance.patience import PatientClock
@@ -25,6 +26,23 @@ def test_fifty_seeds_make_every_fault():
     counts = Counter(fault.name for seed in range(1, 51) for fault in draw_faults(seed))
     assert set(counts) == set(EFFECTS)
     assert sum(counts.values()) == 50 * NUM_FAULTS
+
+
+@pytest.mark.parametrize(
+    ("fault", "answer", "is_right"),
+    [
+        ("kill a worker", Answer(503, 1, code="engine_dead"), True),
+        ("kill a worker", Answer(500, 1, code="internal_error"), False),
+        ("kill a worker", Answer(500, 1, problem="HTTP 500, malformed"), False),
+        ("kill a worker", Answer(None, 90, problem="no end in 90 s"), False),
+        ("kill a worker", Answer(None, 1, problem="connection lost", is_lost=True), False),
+        ("kill the server", Answer(None, 1, problem="connection lost", is_lost=True), True),
+        ("full disk", Answer(503, 1, code="engine_dead"), False),
+        ("stop a worker briefly", Answer(200, 1, bits="other"), False),
+    ],
+)
+def test_a_fault_explains_its_own_errors_and_no_others(fault, answer, is_right):
+    assert is_explained(answer, EFFECTS[fault]) == is_right
 
 
 def test_damage_changes_a_file_and_repeats(tmp_path):
