@@ -105,6 +105,7 @@ class Chaos:
         self._server: Server | None = None
         self._run = ChaosRun(0)
         self._windows: list[Window] = []
+        self._usual: Counter[str] = Counter()
         self.load_s = 0.0
 
     async def __aenter__(self) -> "Chaos":
@@ -183,14 +184,15 @@ class Chaos:
         self._windows = []
         if not await self._answers_rightly():
             self._run.problems.append("no right answers before the first fault")
-        before = self._processes()
+        # A helper that was killed is started again once it is needed, perhaps in a later seed.
+        self._usual |= self._processes()
         leaving = asyncio.Event()
         users = [asyncio.create_task(self._user(number, leaving)) for number in range(NUM_USERS)]
         for fault in draw_faults(self._run.seed):
             await self._befall(fault)
         leaving.set()
         await asyncio.gather(*users)
-        await self._look_at_remains(before)
+        await self._look_at_remains()
         if not await self._answers_rightly():
             self._run.problems.append("no right answers in the end; the server is started anew")
             await self._restart(KILL)
@@ -274,15 +276,15 @@ class Chaos:
         del kinds["pictures"]
         return kinds
 
-    async def _look_at_remains(self, before: Counter[str]) -> None:
-        """Nothing may be under way, and no process beside those of the beginning."""
+    async def _look_at_remains(self) -> None:
+        """Nothing may be under way, and no process beside those that seeds began with."""
         clock = PatientClock()
         work = await work_of(self.server.url)
-        while (remains(work) or self._processes() - before) and clock.seconds < IDLE_S:
+        while (remains(work) or self._processes() - self._usual) and clock.seconds < IDLE_S:
             await clock.sleep(_PAUSE_S)
             work = await work_of(self.server.url)
         self._run.problems += remains(work)
-        for kind, number in (self._processes() - before).items():
+        for kind, number in (self._processes() - self._usual).items():
             self._run.problems.append(f"{number} more processes of the kind {kind} than before")
 
 
