@@ -30,7 +30,7 @@ def test_a_machine_without_a_compiler_runs_pytorch_and_is_told_once(
         for _ in range(3):
             torch.testing.assert_close(silu_mul(x), silu_mul.reference(x))
     assert [record.message for record in caplog.records] == [
-        "no C++ compiler found; CPU operations run on PyTorch, which is slower; install g++"
+        "no C++ compiler; CPU operations run on PyTorch, which is slower; install g++"
     ]
 
 

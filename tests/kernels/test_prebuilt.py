@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from kernels import building, cache_folder, compilers, isa, native
-from server.doctor import software
 from tests.helpers.kernels.rungs import HAS_RUNGS, X86_RUNGS
 
 RUNG = X86_RUNGS[0] if HAS_RUNGS else "armv8-a"
@@ -71,7 +70,6 @@ def test_they_run_without_a_compiler_on_the_threads_of_torch(installed, number, 
         torch.set_num_threads(before)
     assert native.library_path().parent == isa.PREBUILT
     assert not cache_folder.cache_folder().exists()
-    assert software.compiler("auto").found == f"none needed: operations for {RUNG} came compiled"
 
 
 @pytest.mark.parametrize("changed", ["op/cpu.cpp", "cpp/shared.h", "op/new.h"])
