@@ -51,15 +51,14 @@ def try_out(wheel: Path, components: Path | None = None) -> None:
     """
     with tempfile.TemporaryDirectory(prefix="tandem-wheel-") as folder:
         place = Path(folder)
-        python = install(wheel.resolve(), place)
+        environment = without_compiler(place)
+        install(wheel.resolve(), place, environment)
         if components is not None:
-            list_components(python, components)
-        rung = chosen_rung(python, place)
-        command = [str(python.with_name("tandem")), "serve"]
-        environment = without_compiler(python, place)
-        with served(command, place, environment, _FIRST_START_S):
+            list_components(place, components)
+        rung = chosen_rung(place, environment)
+        with served(["tandem", "serve"], place, environment, _FIRST_START_S):
             pass
-        with served(command, place, environment, READY_S) as address:
+        with served(["tandem", "serve"], place, environment, READY_S) as address:
             found = answers(address)
         if list((place / ".cache" / "tandem" / "kernels").glob("*.so")):
             sys.exit("the wheel's server compiled operations: its own were not used")
@@ -71,44 +70,52 @@ def try_out(wheel: Path, components: Path | None = None) -> None:
     print(f"the wheel's answers have the bits of the checkout's for {rung}", flush=True)
 
 
-def install(wheel: Path, place: Path) -> Path:
-    """Install a wheel into a new environment, and return its Python."""
-    begun_s = time.monotonic()
+def without_compiler(place: Path) -> dict[str, str]:
+    """Make an environment for Python in a folder that is also the home, and return the variables of
+    somebody who has that and few programs."""
     venv.create(place / "venv", with_pip=True)
-    python = place / "venv" / "bin" / "python"
-    limits = str(HOME / "constraints.txt")
-    command = [python, "-m", "pip", "install", "--quiet", "--constraint", limits, str(wheel)]
-    subprocess.run(command, check=True, cwd=place)
-    print(f"installed in {time.monotonic() - begun_s:.0f} s", flush=True)
-    return python
-
-
-def list_components(python: Path, target: Path) -> None:
-    """Write the packages of an environment with versions and licences."""
-    command = [sys.executable, "-m", "cyclonedx_py", "environment", str(python)]
-    command += ["--pyproject", str(HOME / "pyproject.toml"), "--output-reproducible"]
-    subprocess.run([*command, "--output-file", str(target)], check=True)
-
-
-def chosen_rung(python: Path, place: Path) -> str:
-    """Return the rung of the wheel's operations for this processor."""
-    code = "from kernels import isa; print(isa.chosen())"
-    command = [python, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=place)
-    rung = done.stdout.strip()
-    if rung not in isa.RUNGS:
-        sys.exit(f"the wheel has no operations for this processor, which has {isa.features()}")
-    return rung
-
-
-def without_compiler(python: Path, place: Path) -> dict[str, str]:
-    """Return the environment of somebody who has an installation, a home, and few programs."""
     programs = place / "programs"
     programs.mkdir()
     for path in filter(None, map(shutil.which, _PROGRAMS)):
         (programs / Path(path).name).symlink_to(path)
-    ours = {"PATH": f"{python.parent}:{programs}", "HOME": str(place)}
+    ours = {"PATH": f"{place / 'venv' / 'bin'}:{programs}", "HOME": str(place)}
     return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | ours
+
+
+def install(wheel: Path, place: Path, environment: dict[str, str]) -> None:
+    begun_s = time.monotonic()
+    limits = str(HOME / "constraints.txt")
+    command = ["python", "-m", "pip", "install", "--quiet", "--constraint", limits, str(wheel)]
+    _run(command, place, environment)
+    print(f"installed in {time.monotonic() - begun_s:.0f} s", flush=True)
+
+
+def list_components(place: Path, target: Path) -> None:
+    """Write the packages of an environment with versions and licences."""
+    python = str(place / "venv" / "bin" / "python")
+    command = [sys.executable, "-m", "cyclonedx_py", "environment", python]
+    command += ["--pyproject", str(HOME / "pyproject.toml"), "--output-reproducible"]
+    _run([*command, "--output-file", str(target)], HOME, dict(os.environ))
+
+
+def chosen_rung(place: Path, environment: dict[str, str]) -> str:
+    """Return the rung of the wheel's operations for this processor."""
+    command = ["python", "-c", "from kernels import isa; print(isa.chosen())"]
+    rung = _run(command, place, environment).strip()
+    if rung not in isa.RUNGS:
+        sys.exit("the wheel has no operations for this processor; build it anew")
+    return rung
+
+
+def _run(command: list[str], folder: Path, environment: dict[str, str]) -> str:
+    """Run a program of the environment's path, and return what it prints."""
+    path = shutil.which(command[0], path=environment["PATH"]) or command[0]
+    done = subprocess.run(
+        [path, *command[1:]], cwd=folder, env=environment, stdout=subprocess.PIPE, text=True
+    )
+    if done.returncode:
+        sys.exit(f"{' '.join(command)} ended with {done.returncode}")
+    return done.stdout
 
 
 @contextlib.contextmanager
@@ -119,8 +126,11 @@ def served(
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    program = shutil.which(command[0], path=environment["PATH"]) or command[0]
     begun_s = time.monotonic()
-    with subprocess.Popen([*command, "--port", str(port)], cwd=folder, env=environment) as server:
+    with subprocess.Popen(
+        [program, *command[1:], "--port", str(port)], cwd=folder, env=environment
+    ) as server:
         try:
             address = f"http://127.0.0.1:{port}"
             while not _is_ready(address):
@@ -138,8 +148,8 @@ def answers(address: str) -> dict[str, Any]:
     """A text with log-probabilities, and a picture."""
     question = {"role": "user", "content": "What is the capital of France?"}
     chat = {"model": TEXT_MODEL, "messages": [question], "seed": 7, "max_tokens": 48}
-    picture = {"model": IMAGE_MODEL, "prompt": "a large red circle left of a small blue star"}
-    picture |= {"seed": 6, "response_format": "b64_json"}
+    prompt = "a large red circle left of a small blue star"
+    picture = {"model": IMAGE_MODEL, "prompt": prompt, "seed": 6, "response_format": "b64_json"}
     text = _post(f"{address}/v1/chat/completions", chat | {"logprobs": True, "top_logprobs": 5})
     drawn = _post(f"{address}/v1/images/generations", picture)
     return {"text": text["choices"][0], "picture": drawn["data"][0]["b64_json"]}
