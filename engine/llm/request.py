@@ -135,6 +135,8 @@ class ActiveRequest:
     seed: int
     eos_token_ids: frozenset[int]
     """The end-of-sequence tokens, none under `ignore_eos`."""
+    never_token_ids: frozenset[int]
+    """The tokens that the model must never write."""
     chain_root: bytes
     num_slots: int
     """The number of tokens that the pool holds for each of its sequences if nothing else runs."""

@@ -122,6 +122,7 @@ class Scheduler:
     Args:
         eos_token_ids: tokens that end a sequence unless its request ignores them.
         vocab_size: token ids at or above it are refused.
+        never_token_ids: tokens that the model must never write.
         windows: how far each group of the model's layers looks back (`engine.contract.kv_layout`).
         drafters: those that guess tokens, in this order; without any, every step brings a text one
             token.
@@ -136,6 +137,7 @@ class Scheduler:
         *,
         eos_token_ids: tuple[int, ...],
         vocab_size: int,
+        never_token_ids: tuple[int, ...] = (),
         windows: tuple[int | None, ...] = (None,),
         drafters: Mapping[DrafterName, Drafter] | None = None,
         states: KeptStates | None = None,
@@ -145,6 +147,7 @@ class Scheduler:
         self._config = config
         self._eos_token_ids = frozenset(eos_token_ids)
         self._vocab_size = vocab_size
+        self._never_token_ids = frozenset(never_token_ids)
         self._states = states or KeptStates()
         pictures = self._states.pictures
         self._drafting = Drafting(
@@ -230,6 +233,7 @@ class Scheduler:
             arrival_time_s=request.arrival_time_s or self._clock(),
             seed=self._seeds.getrandbits(63) if sampling.seed is None else sampling.seed,
             eos_token_ids=frozenset() if sampling.ignore_eos else self._eos_token_ids,
+            never_token_ids=self._never_token_ids,
             chain_root=chain_root(request.cache_salt, request.adapter),
             num_slots=self._num_slots(sampling),
             max_model_len=self._config.max_model_len,

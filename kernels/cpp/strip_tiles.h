@@ -79,11 +79,13 @@ class Tiles {
   }
 
   // Adds `steps` products to R rows times V strips of sums, which stay in registers meanwhile. The
-  // last tile of a strip fetches the next strips, whose start is far from this one's end.
+  // only tile of its strips fetches what it needs soon. Of several, which find the strips in the
+  // cache, the last one fetches the next strips, whose start is far from these strips' end.
   template <int R, int V, bool fetches>
   void walk(const X* x, Piece<X> given, int64_t steps, Vec* sums) const {
     const X* w = given.data;
     int64_t x_stride = p_.x_stride, w_stride = given.stride;
+    int64_t ahead = is_one() ? kAhead : V * w_stride;
     Vec sum[R][V];
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
@@ -95,7 +97,7 @@ class Tiles {
       for (int v = 0; v < V; ++v) weights[v] = Pairs::weights(w + v * w_stride);
       if (fetches)
 #pragma GCC unroll 8
-        for (int v = 0; v < V; ++v) __builtin_prefetch(w + (V + v) * w_stride, 0, 2);
+        for (int v = 0; v < V; ++v) __builtin_prefetch(w + v * w_stride + ahead, 0, 2);
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
         auto value = Pairs::row(x + r * x_stride);
@@ -110,6 +112,7 @@ class Tiles {
   }
 
   static constexpr int64_t kInputs = 2, kStep = 16 * kInputs;  // elements of a strip
+  static constexpr int64_t kAhead = 1024;                      // elements, 2 KiB in each strip
 
   Problem p_;
   int64_t first_, rows_;

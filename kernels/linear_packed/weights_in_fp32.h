@@ -12,7 +12,7 @@ struct PlainSource {
 
   const X* data;  // of the first strip's first input
   int64_t strip_size, first, last;
-  int64_t ahead;  // distance of the next strips or pieces to fetch
+  int64_t ahead;  // distance of what is fetched: needed soon, or the next piece
 
   static constexpr int wide(int rows) { return tile_strips(rows); }
 
@@ -65,12 +65,14 @@ class PlainWeights {
 
   PlainWeights(const X* weight, int64_t inputs) : weight_(weight), inputs_(inputs) {}
 
-  PlainSource<X> whole(int64_t strip) const { return source(strip, 0, inputs_, inputs_); }
+  PlainSource<X> whole(int64_t strip) const { return source(strip, 0, inputs_, kSoon); }
   PlainSource<X> piece(int64_t strip, int64_t, int64_t first, int64_t last, int64_t) const {
     return source(strip, first, last, last - first);
   }
 
  private:
+  static constexpr int64_t kSoon = 128;  // inputs, 4 KiB of a strip in bf16
+
   PlainSource<X> source(int64_t strip, int64_t first, int64_t last, int64_t ahead) const {
     return {weight_ + (strip * inputs_ + first) * 16, inputs_ * 16, first, last, ahead * 16};
   }

@@ -15,7 +15,7 @@ namespace native::panels {
 namespace {
 
 // Up to this many rows, unpacking codes for each few of them is faster than doing it once.
-constexpr int kMostFew = 4;
+constexpr int kMostFew = fp32::kParts == 1 ? 6 : 4;
 
 // Codes of four inputs as bytes.
 template <class R>
@@ -65,44 +65,38 @@ struct InRegisters {
   const uint8_t* data;
   int64_t blocks;
 
-  // There are two sums for each output.
-  static constexpr int wide(int rows) {
-    return fp32::kParts == 2 ? (rows == 1 ? 2 : 1) : rows <= 3 ? 4 : 2;
-  }
+  static constexpr int wide(int) { return 1; }
 
-  template <int rows, int strips>
+  template <int rows, int>
   __attribute__((noinline)) void add(int64_t strip, const int32_t* x, int64_t x_stride,
                                      float* sums) const {
     constexpr int quads = kQuads / R::groups;
-    int64_t panel = R::panel_bytes(blocks);
-    const uint8_t* first = data + strip * panel;
+    const uint8_t* panel = data + strip * R::panel_bytes(blocks);
     for (int64_t b = 0; b < blocks; ++b, x += kFewSize<R::groups>) {
-      const Block block = R::block(first, blocks, b);
-      const Block later = R::block(fp32::anew(first), blocks, b) + strips * panel;
-      for (int s = 0; s < strips; ++s) R::fetch_block(later + s * panel);
-      Dots<rows, strips> upper, lower;
+      const Block block = R::block(panel, blocks, b);
+      fetch<R::bytes>(block.record + kAheadInOrder);
+      Dots<rows, 1> upper, lower;
 #pragma GCC unroll 2
       for (int half = 0; half < 2; ++half) {
         int g = R::groups == 1 ? 0 : half;
         const int32_t* factors = x + kFewWords + g;
         if (half < R::groups)
-          for_tile<rows, strips>([&](int r, int s, int part) INLINE_BODY {
+          for_tile<rows, 1>([&](int r, int s, int part) INLINE_BODY {
             upper[r][s][part] = IntLanes{};
             lower[r][s][part] =
                 R::has_min ? IntLanes{} : repeat_word(factors[r * x_stride + R::groups]);
           });
         for_quads<R, rows>([&](int q) INLINE_BODY {
-          add_quad<rows, strips>(half, q, block.record, panel, x, x_stride, upper, lower);
+          add_quad<rows>(half, q, block.record, x, x_stride, upper, lower);
         });
         if ((half + 1) * kQuads / 2 % quads != 0) continue;
-        for_tile<rows, strips>([&](int r, int s, int part) INLINE_BODY {
+        for_tile<rows, 1>([&](int r, int s, int part) INLINE_BODY {
           lower[r][s][part] += upper[r][s][part] << 8;
         });
-        join<R::has_min, rows, strips>(
+        join<R::has_min, rows, 1>(
             sums,
-            [&](int s, int part, bool min) INLINE_BODY {
-              Block of_strip = block + s * panel;
-              return min ? R::mins(of_strip, g, part) : R::scales(of_strip, g, part);
+            [&](int, int part, bool min) INLINE_BODY {
+              return min ? R::mins(block, g, part) : R::scales(block, g, part);
             },
             factors, factors + R::groups, x_stride, lower);
       }
@@ -110,19 +104,19 @@ struct InRegisters {
   }
 
  private:
-  template <int rows, int strips>
-  static ALWAYS_INLINE void add_quad(int half, int q, const uint8_t* record, int64_t panel,
-                                     const int32_t* x, int64_t x_stride,
-                                     Dots<rows, strips>& upper, Dots<rows, strips>& lower) {
-    IntLanes codes[strips][fp32::kParts];
-    for_tile<1, strips>([&](int, int s, int part) INLINE_BODY {
-      codes[s][part] = bytes<R>(R::words(record + s * panel, half, q, part), half);
+  template <int rows>
+  static ALWAYS_INLINE void add_quad(int half, int q, const uint8_t* record, const int32_t* x,
+                                     int64_t x_stride, Dots<rows, 1>& upper,
+                                     Dots<rows, 1>& lower) {
+    IntLanes codes[fp32::kParts];
+    for_tile<1, 1>([&](int, int, int part) INLINE_BODY {
+      codes[part] = bytes<R>(R::words(record, half, q, part), half);
     });
     const int32_t* words = x + half * kQuads / 2 + q;
-    for_tile<rows, strips>([&](int r, int s, int part) INLINE_BODY {
+    for_tile<rows, 1>([&](int r, int s, int part) INLINE_BODY {
       IntLanes &high = upper[r][s][part], &low = lower[r][s][part];
-      high = dot_quads(high, codes[s][part], words[r * x_stride]);
-      low = dot_quads(low, codes[s][part], words[r * x_stride + kLower]);
+      high = dot_quads(high, codes[part], words[r * x_stride]);
+      low = dot_quads(low, codes[part], words[r * x_stride + kLower]);
     });
   }
 };

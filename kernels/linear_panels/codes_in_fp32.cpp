@@ -84,7 +84,7 @@ fp32::Rows<float> prepared_rows(const strips::Problem& p, const Format& format) 
 // A tile's sums of one group, and the way they are added to the total.
 template <bool has_min, int rows, int strips>
 struct GroupSums : fp32::Sums<rows, strips> {
-  static constexpr int kRows = rows, kStrips = strips;
+  static constexpr int kRows = rows;
 
   ALWAYS_INLINE void begin(const float* of_group, int64_t x_stride) {
 #pragma GCC unroll 6
@@ -140,31 +140,27 @@ struct InRegisters {
   const uint8_t* data;
   int64_t blocks;
 
-  static constexpr int wide(int rows) { return fp32::tile_strips(rows); }
+  static constexpr int wide(int) { return 1; }
 
-  template <int rows, int strips>
+  template <int rows, int>
   __attribute__((noinline)) void add(int64_t strip, const float* x, int64_t x_stride,
                                      float* sums) const {
-    int64_t panel = R::panel_bytes(blocks);
-    const uint8_t* first = data + strip * panel;
-    fp32::Sums<rows, strips> total;
+    const uint8_t* panel = data + strip * R::panel_bytes(blocks);
+    fp32::Sums<rows, 1> total;
     total.load(sums);
     for (int64_t b = 0; b < blocks; ++b, x += kRowBlock<R::groups>) {
-      const Block block = R::block(first, blocks, b);
-      const Block later = R::block(fp32::anew(first), blocks, b) + strips * panel;
-      for (int s = 0; s < strips; ++s) R::fetch_block(later + s * panel);
-      GroupSums<R::has_min, rows, strips> group;
+      const Block block = R::block(panel, blocks, b);
+      fetch<R::bytes>(block.record + kAheadInOrder);
+      GroupSums<R::has_min, rows, 1> group;
 #pragma GCC unroll 2
       for (int half = 0; half < 2; ++half) {
         const float* of_group = x + kBlock + (R::groups == 1 ? 0 : half);
         if (half < R::groups) group.begin(of_group, x_stride);
-        add_half(half, block.record, panel, x + half * kBlock / 2, x_stride, group);
+        add_half(half, block.record, x + half * kBlock / 2, x_stride, group);
         if (half < 2 - R::groups) continue;
-#pragma GCC unroll 4
-        for (int s = 0; s < strips; ++s)
 #pragma GCC unroll 2
-          for (int part = 0; part < fp32::kParts; ++part)
-            join(half, block + s * panel, s, part, of_group, x_stride, group, total);
+        for (int part = 0; part < fp32::kParts; ++part)
+          join(half, block, part, of_group, x_stride, group, total);
       }
     }
     total.store(sums);
@@ -172,35 +168,29 @@ struct InRegisters {
 
  private:
   template <class Group>
-  static ALWAYS_INLINE void add_half(int half, const uint8_t* record, int64_t panel, const float* x,
+  static ALWAYS_INLINE void add_half(int half, const uint8_t* record, const float* x,
                                      int64_t x_stride, Group& group) {
-    constexpr int strips = Group::kStrips;
     for_quads<R, Group::kRows>([&](int q) INLINE_BODY {
+      IntLanes words[fp32::kParts];
+#pragma GCC unroll 2
+      for (int part = 0; part < fp32::kParts; ++part) words[part] = R::words(record, half, q, part);
 #pragma GCC unroll 4
-      for (int s = 0; s < strips; ++s) {
-        IntLanes words[fp32::kParts];
+      for (int i = 0; i < 4; ++i) {
+        fp32::Numbers weights;
 #pragma GCC unroll 2
         for (int part = 0; part < fp32::kParts; ++part)
-          words[part] = R::words(record + s * panel, half, q, part);
-#pragma GCC unroll 4
-        for (int i = 0; i < 4; ++i) {
-          fp32::Numbers weights;
-#pragma GCC unroll 2
-          for (int part = 0; part < fp32::kParts; ++part)
-            weights.of[part] = number_at<R>(words[part], half, i);
-          group.add(s, weights, x + 4 * q + i, x_stride);
-        }
+          weights.of[part] = number_at<R>(words[part], half, i);
+        group.add(0, weights, x + 4 * q + i, x_stride);
       }
     });
   }
 
   template <class Group, class Total>
-  static ALWAYS_INLINE void join(int half, Block block, int s, int part,
-                                 const float* of_group, int64_t x_stride, const Group& group,
-                                 Total& total) {
+  static ALWAYS_INLINE void join(int half, Block block, int part, const float* of_group,
+                                 int64_t x_stride, const Group& group, Total& total) {
     int g = R::groups == 1 ? 0 : half;
     Lanes scale = R::scales(block, g, part);
-    group.join(total, s, part, of_group, x_stride, scale,
+    group.join(total, 0, part, of_group, x_stride, scale,
                R::has_min ? R::mins(block, g, part) : scale);
   }
 };

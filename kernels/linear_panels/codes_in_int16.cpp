@@ -70,36 +70,32 @@ struct InRegisters {
   const uint8_t* data;
   int64_t blocks;
 
-  static constexpr int wide(int rows) { return fp32::tile_strips(rows); }
+  static constexpr int wide(int) { return 1; }
 
-  template <int rows, int strips>
+  template <int rows, int>
   __attribute__((noinline)) void add(int64_t strip, const int32_t* x, int64_t x_stride,
                                      float* sums) const {
-    int64_t panel = R::panel_bytes(blocks);
-    const uint8_t* first = data + strip * panel;
+    const uint8_t* panel = data + strip * R::panel_bytes(blocks);
     for (int64_t b = 0; b < blocks; ++b, x += kRowBlock<R::groups>) {
-      const Block block = R::block(first, blocks, b);
-      const uint8_t* record = block.record;
-      const Block later = R::block(fp32::anew(first), blocks, b) + strips * panel;
-      for (int s = 0; s < strips; ++s) R::fetch_block(later + s * panel);
+      const Block block = R::block(panel, blocks, b);
+      fetch<R::bytes>(block.record + kAheadInOrder);
       RowBlock<R::groups> row{x, x_stride};
-      Dots<rows, strips> dots;
+      Dots<rows, 1> dots;
 #pragma GCC unroll 2
       for (int half = 0; half < 2; ++half) {
         if (half < R::groups)
-          for_tile<rows, strips>([&](int r, int s, int part) INLINE_BODY {
+          for_tile<rows, 1>([&](int r, int s, int part) INLINE_BODY {
             dots[r][s][part] = R::has_min ? IntLanes{} : IntLanes{} + row.offset(r, half);
           });
         for_quads<R, rows>([&](int q) INLINE_BODY {
-          add_quad(half, q, record, panel, row, dots);
+          add_quad(half, q, block.record, row, dots);
         });
         if (half < 2 - R::groups) continue;
         int g = R::groups == 1 ? 0 : half;
-        join<R::has_min, rows, strips>(
+        join<R::has_min, rows, 1>(
             sums,
-            [&](int s, int part, bool min) INLINE_BODY {
-              Block of_strip = block + s * panel;
-              return min ? R::mins(of_strip, g, part) : R::scales(of_strip, g, part);
+            [&](int, int part, bool min) INLINE_BODY {
+              return min ? R::mins(block, g, part) : R::scales(block, g, part);
             },
             row.scales(), row.factors(g), row.stride, dots);
       }
@@ -107,13 +103,13 @@ struct InRegisters {
   }
 
  private:
-  template <int rows, int strips>
-  static ALWAYS_INLINE void add_quad(int half, int q, const uint8_t* record, int64_t panel,
-                                     const RowBlock<R::groups>& row, Dots<rows, strips>& dots) {
+  template <int rows>
+  static ALWAYS_INLINE void add_quad(int half, int q, const uint8_t* record,
+                                     const RowBlock<R::groups>& row, Dots<rows, 1>& dots) {
     int quad = half * kQuads / 2 + q;
-    for_tile<1, strips>([&](int, int s, int part) INLINE_BODY {
+    for_tile<1, 1>([&](int, int s, int part) INLINE_BODY {
       IntLanes pairs[2];
-      take_pairs<R>(R::words(record + s * panel, half, q, part), half, pairs);
+      take_pairs<R>(R::words(record, half, q, part), half, pairs);
 #pragma GCC unroll 6
       for (int r = 0; r < rows; ++r)
 #pragma GCC unroll 2

@@ -81,7 +81,8 @@ struct Activations {
 };
 
 // Multiplies some rows by a panel. All loops but the one over blocks are unrolled; sums stay in
-// registers. The last rows that need a panel fetch the next one.
+// registers. The last rows that need a panel fetch what lies `ahead` bytes behind it, or nothing if
+// that is zero.
 template <class R, int kRows>
 struct Tile {
   Vec sums[kRows] = {};
@@ -90,10 +91,10 @@ struct Tile {
     I32x16 of[kRows];
   };
 
-  void run(const uint8_t* panel, const int32_t* x, int64_t blocks, bool fetches) {
+  void run(const uint8_t* panel, const int32_t* x, int64_t blocks, int64_t ahead) {
     for (int64_t b = 0; b < blocks; ++b) {
       const Block block = R::block(panel, blocks, b);
-      if (fetches) R::fetch_block(block + R::panel_bytes(blocks));
+      if (ahead != 0) R::fetch_block(block + ahead);
       Dots dots[R::groups];
 #pragma GCC unroll 2
       for (int g = 0; g < R::groups; ++g) start(dots[g], x, g);
@@ -139,17 +140,19 @@ struct Tile {
 };
 
 template <class R, int kRows>
-void run_tile(int64_t rows, const uint8_t* panel, const int32_t* x, int64_t blocks, bool fetches,
+void run_tile(int64_t rows, const uint8_t* panel, const int32_t* x, int64_t blocks, int64_t ahead,
               Vec* sums) {
   if constexpr (kRows > 1)
-    if (rows < kRows) return run_tile<R, kRows - 1>(rows, panel, x, blocks, fetches, sums);
+    if (rows < kRows) return run_tile<R, kRows - 1>(rows, panel, x, blocks, ahead, sums);
   Tile<R, kRows> tile;
-  tile.run(panel, x, blocks, fetches);
+  tile.run(panel, x, blocks, ahead);
   std::copy_n(tile.sums, kRows, sums);
 }
 
 template <class R, class X>
 void multiply(const Problem& p, const uint8_t* panels, const Activations& x) {
+  // Several tiles find the panel in the cache, and the last one has time to fetch the next.
+  int64_t ahead = x.tiles.count == 1 ? kAheadInOrder : R::panel_bytes(x.blocks);
   for_ranges(p.strips, p.rows * p.outputs * p.inputs / 4, [&](int64_t begin, int64_t end) {
     for (int64_t panel = begin; panel < end; ++panel)
       for (int64_t t = 0; t < x.tiles.count; ++t) {
@@ -157,7 +160,7 @@ void multiply(const Problem& p, const uint8_t* panels, const Activations& x) {
         bool is_last = t + 1 == x.tiles.count;
         Vec sums[kTileRows];
         run_tile<R, kTileRows>(rows, panels + panel * R::panel_bytes(x.blocks), x.tile(first),
-                               x.blocks, is_last, sums);
+                               x.blocks, is_last ? ahead : 0, sums);
         for (int64_t r = 0; r < rows; ++r) strips::finish<X>(p, first + r, panel, sums[r]);
       }
   });

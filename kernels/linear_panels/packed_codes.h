@@ -1,5 +1,6 @@
 // Records as the weights of a product, see fp32_tiles.h: few rows use them as they are stored,
-// `InRegisters`, many after unpacking into the cache, `InCache`, piece by piece.
+// `InRegisters`, panel by panel in the order of memory, whose speed is theirs; many after unpacking
+// into the cache, `InCache`, piece by piece.
 //
 // A block in the cache is scales, and minima kMins after them, [groups][16] in fp32, then from
 // kCodes on the codes, kSize elements in all. `put<R>(words, half, to)` writes the codes of four

@@ -96,6 +96,10 @@ struct Block {
   Block operator+(int64_t bytes) const { return {record + bytes, factors + bytes}; }
 };
 
+// Where panels are read in the order of memory: bytes from what is read to what is fetched. Behind the
+// last panel it may be anybody's memory, which does no harm.
+constexpr int64_t kAheadInOrder = 6 << 10;
+
 // A panel's data for one block: scales, minima, then codes, or 4-bit places of 8-bit codes.
 template <int kBits, int kGroup, class S, bool kHasMin, Meaning kMeaning = Meaning::kIntegers>
 struct Record {

@@ -81,7 +81,7 @@ def loaded(server: Server, name: str, ref: str, **settings: Any) -> Iterator[int
     httpx.post(f"{server.url}/models/unload", json={"model": name}, timeout=60).raise_for_status()
 
 
-@pytest.mark.parametrize("quantization", some(["none", "gguf", "int8"], 2))
+@pytest.mark.parametrize("quantization", some(["none", "gguf", "int8"], 1))
 def test_a_worker_takes_what_was_planned(quantization, server):
     with loaded(server, "m", TEXT, quantization=quantization) as pid:
         body = {"prompt": "The quick brown fox. " * 150, "max_tokens": 8, "model": "m"}
@@ -108,7 +108,7 @@ NUM_TEXTS = 8
 SIZES = {"hidden_size": 768, "max_position_embeddings": 4096, "initializer_range": 0.02}
 
 
-@pytest.mark.parametrize("kind", some(["hybrid", "mixture", "pictures"], 2))
+@pytest.mark.parametrize("kind", some(["hybrid", "mixture", "pictures"], 1))
 def test_workers_of_other_kinds_take_what_was_planned(kind, server, request, tmp_path):
     """Models whose weights and states take about 200 MiB."""
     if kind == "hybrid":

@@ -252,6 +252,7 @@ def test_what_is_not_finite_shows(rows, dtype, int8_activations):
 
 
 @pytest.mark.slow
+@pytest.mark.drawn(1)
 @pytest.mark.parametrize("build", OTHERS, ids=" ".join)
 def test_other_processors_get_the_same(build, run_build_of):
     """The same integers, so the same bits. In floats a rung rounds as its instructions do, but

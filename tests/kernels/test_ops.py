@@ -8,6 +8,7 @@ import torch
 import kernels
 from kernels import _triton, native
 from kernels.tools.check import check
+from tests.helpers import draws
 from tests.helpers.kernels.interpreted import SIZES, as_interpreted
 
 CPU = torch.device("cpu")
@@ -41,15 +42,17 @@ def is_interpreted(name, device):
 
 
 def dtypes(op, name, number, device, first):
-    """Interpreting takes long: cases take turns, from a drawn one on. fp16 goes the way of bf16:
-    every third case has it, too. The reference is not compared with itself."""
+    """On CPUs cases take turns, from a drawn one on. Where Triton is interpreted, fp16 goes the way
+    of bf16: every third case has it, too. The reference is not compared with itself."""
     every = getattr(op.cases, "TESTED_DTYPES", DTYPES)
-    if is_interpreted(name, device):
-        turns = every[:2] if number % 3 < 2 else every
-        return [turns[(number // 3 + first) % len(turns)]]
     if name == "reference" and device is CPU:
-        return [dtype for dtype in every if dtype is not torch.float32] or every
-    return every
+        every = [dtype for dtype in every if dtype is not torch.float32] or every
+    if device is GPU or draws.runs_all():
+        return every
+    if not is_interpreted(name, device):
+        return [every[(number + first) % len(every)]]
+    turns = every[:2] if number % 3 < 2 else every
+    return [turns[(number // 3 + first) % len(turns)]]
 
 
 @pytest.mark.parametrize(("op", "name", "case", "dtypes", "device"), list(implementations()))

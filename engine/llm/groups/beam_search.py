@@ -56,15 +56,23 @@ class BeamSearch:
         max_tokens: the length at which all texts end.
         min_tokens: the length up to which none of `ends` can follow.
         ends: the tokens that end a text and are part of it.
+        never: the tokens that no text may have.
     """
 
     def __init__(
-        self, params: BeamParams, *, max_tokens: int, min_tokens: int, ends: Collection[int]
+        self,
+        params: BeamParams,
+        *,
+        max_tokens: int,
+        min_tokens: int,
+        ends: Collection[int],
+        never: Collection[int] = (),
     ) -> None:
         self._params = params
         self._max_tokens = max_tokens
         self._min_tokens = min_tokens
         self._ends = frozenset(ends)
+        self._never = frozenset(never)
         self._beams = [_Beam(None, 0.0)]
         self._ended: list[_Ended] = []
         """Ended texts, the best first, at most as many as the width."""
@@ -73,8 +81,8 @@ class BeamSearch:
     @property
     def num_candidates(self) -> int:
         """How many of its likeliest tokens each row must bring: enough to fill the width even if
-        all end tokens are among them."""
-        return self._params.width + len(self._ends)
+        all tokens that end a text, or may not be in one, are among them."""
+        return self._params.width + len(self._ends | self._never)
 
     def advance(self, rows: Sequence[TokenLogprob]) -> list[Continuation]:
         """Take in what may follow each beam.
@@ -117,9 +125,10 @@ class BeamSearch:
         logprobs += before[:, None]
         order = np.argsort(-logprobs, axis=None, kind="stable").tolist()
         may_end = self._num_tokens > self._min_tokens
+        forbidden = self._never if may_end else self._never | self._ends
         for index in order:
             beam, place = divmod(index, logprobs.shape[1])
-            if may_end or rows[beam].top_ids[place] not in self._ends:
+            if rows[beam].top_ids[place] not in forbidden:
                 yield beam, place, float(logprobs[beam, place])
 
     def _score(self, logprob: float, num_tokens: int) -> float:

@@ -34,6 +34,7 @@ class Beams(Group):
             max_tokens=first.max_num_tokens - owner.prompt_len,
             min_tokens=asked.min_tokens,
             ends=owner.ends,
+            never=owner.never_token_ids,
         )
         sampling = SamplingParams(
             max_tokens=asked.max_tokens,

@@ -14,6 +14,7 @@ the others share its blocks and copy the one that they write to.
 Paper: Su et al. 2022, arXiv:2202.06417, equation 5, as transformers' contrastive search has it.
 """
 
+import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import replace
@@ -41,11 +42,12 @@ class Candidates(Group):
         self, owner: ActiveRequest, sequences: list[Sequence], params: ContrastParams
     ) -> None:
         self._params = params
+        self._never = owner.never_token_ids
         self._asked = asked = owner.request.sampling
         sampling = SamplingParams(
             max_tokens=asked.max_tokens,
             temperature=0.0,
-            logprobs=max(params.width, asked.logprobs or 0),
+            logprobs=max(params.width + len(owner.never_token_ids), asked.logprobs or 0),
             prompt_logprobs=asked.prompt_logprobs,
             contrast=params,
         )
@@ -54,6 +56,8 @@ class Candidates(Group):
         self._offer: TokenLogprob | None = None
         """What may follow the text; None while the first sequence is still computing the text
         itself."""
+        self._places: list[int] = []
+        """Where in the offer each sequence's candidate is."""
         self._has_accepted = False
         """Whether the last step brought a token."""
         for sequence in self.sequences[1:]:
@@ -97,9 +101,10 @@ class Candidates(Group):
             self._try(self._first, outcomes[self._first])
             return []
         similarities = [outcomes[sequence].similarity for sequence in self.sequences]
-        place = self._best(self._offer, similarities)
-        best = self.sequences[place]
-        news = self._accept(best, _token(self._offer, place, self._asked.logprobs))
+        index = self._best(self._offer, similarities)
+        best = self.sequences[index]
+        token = _token(self._offer, self._places[index], self._asked.logprobs)
+        news = self._accept(best, token)
         if news.finish_reason is None:
             self._try(best, outcomes[best])
         return [news]
@@ -119,12 +124,14 @@ class Candidates(Group):
             sequence.chain = []
 
     def _best(self, offer: TokenLogprob, similarities: Iterable[float | None]) -> int:
-        """The place of the best candidate; among equals, of the likeliest."""
+        """The index of the best candidate; among equals, of the likeliest."""
         alpha, scores = self._params.alpha, []
-        for logprob, similarity in zip(offer.top_logprobs, similarities, strict=False):
+        for place, similarity in zip(self._places, similarities, strict=False):
             if similarity is None:
                 raise InvariantViolation("a candidate's row was not compared")
-            scores.append((1.0 - alpha) * math.exp(logprob) - alpha * similarity)
+            scores.append(
+                (1.0 - alpha) * math.exp(offer.top_logprobs[place]) - alpha * similarity
+            )
         return scores.index(max(scores))
 
     def _accept(self, best: Sequence, token: TokenLogprob) -> TokenEvent:
@@ -154,8 +161,10 @@ class Candidates(Group):
         self._offer = offer = outcome.logprobs[0]
         for sequence in self.sequences[1:]:
             sequence.go_on_from(self._first)
-        for sequence, token_id in zip(self.sequences, offer.top_ids, strict=False):
-            sequence.token_ids.append(token_id)
+        allowed = (place for place, one in enumerate(offer.top_ids) if one not in self._never)
+        self._places = list(itertools.islice(allowed, len(self.sequences)))
+        for sequence, place in zip(self.sequences, self._places, strict=False):
+            sequence.token_ids.append(offer.top_ids[place])
             sequence.follows = best.seq_id
 
 

@@ -94,6 +94,7 @@ def load_engine(
         config,
         eos_token_ids=model_config.eos_token_ids,
         vocab_size=model_config.vocab_size,
+        never_token_ids=model_config.never_token_ids,
         windows=model_config.group_windows,
         drafters=drafters(config, model_config, weights.draft),
         states=kept_states(model_config, config),

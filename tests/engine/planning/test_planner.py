@@ -57,10 +57,12 @@ def test_a_plan_for_replicas_is_for_each_of_them(tiny_llama, tmp_path):
         return made(folder, tmp_path, gpu="l4", concurrency=concurrency, context=64, config=wanted)
 
     alone = planned(3)
+    context_bytes = alone["rows"][0]["process_bytes"]
     for device, share in (("cuda:0", number), ("cuda", 1)):
         plan = planned(3 * number, device=device, replicas=number)
         assert (plan["replicas"], plan["concurrency"]) == (number, 3)
-        assert plan["free_bytes"] == pytest.approx(alone["free_bytes"] / share, rel=0.1)
+        left = alone["free_bytes"] - (share - 1) * context_bytes
+        assert plan["free_bytes"] == left // share
         for row, other in zip(plan["rows"], alone["rows"], strict=True):
             assert row["total_bytes"] == other["total_bytes"]
             assert row["decode_tokens_per_s"] * share == pytest.approx(other["decode_tokens_per_s"])

@@ -75,6 +75,7 @@ def execute(program, tmp_path, arguments, x, weight, bias, out):
     return data.view(out.shape)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("rows", [1, 3, 19])
 def test_plain_weights(program, tmp_path, dtype, rows):
@@ -88,6 +89,7 @@ def test_plain_weights(program, tmp_path, dtype, rows):
     torch.testing.assert_close(found.float(), expected.float(), atol=tolerance, rtol=tolerance)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_weights_of_few_bits(program, tmp_path, case, dtype):

@@ -42,6 +42,7 @@ def seed() -> int:
     return random.randrange(2**31)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("size", [64, 128])
 @pytest.mark.parametrize("blur", [0.0, 0.01])
 def test_reads_renders(seed, size, blur):
@@ -50,6 +51,7 @@ def test_reads_renders(seed, size, blur):
     assert share_right(scenes, pictures) >= 0.99
 
 
+@pytest.mark.drawn(1)
 @pytest.mark.parametrize("size", [64, 128])
 def test_reads_held_out_pairs(seed, size):
     rng = scene_rng(seed, 0)
@@ -77,6 +79,7 @@ def test_only_round_circles_are_round(seed, size):
         assert read(false).objects[0].unevenness > ROUND
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("size, smoothness", [(64, 0.0), (64, 0.02), (64, 0.06), (128, 0.02)])
 def test_chance_on_noise(seed, size, smoothness):
     """A lucky guess of colour and shape answers 1 in 40 single-object questions."""

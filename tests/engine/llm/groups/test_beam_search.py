@@ -1,6 +1,8 @@
 """Beam search against transformers': the same texts in the same order, with the same scores."""
 
+import json
 import random
+import shutil
 from collections import Counter
 
 import pytest
@@ -127,3 +129,14 @@ def test_no_end_before_min_tokens(engines, engine, model, ends, width):
 def test_one_token(engines, engine, model):
     [prompt] = prompts(1)
     check_equal(ours(engines, engine, prompt, 4, 1), theirs(model, prompt, 4, 1))
+
+
+def test_tokens_that_the_model_must_never_write(engines, folder, model, ends, tmp_path):
+    """`ends` are tokens that texts often have; two of them stay possible ends here."""
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"suppress_tokens": ends[2:]}))
+    engine = engines.make(tmp_path)
+    for width, prompt in zip((2, 8), prompts(2), strict=True):
+        found = ours(engines, engine, prompt, width, 40, ends[:2])
+        check_equal(found, theirs(model, prompt, width, 40, ends[:2], suppress_tokens=ends[2:]))
+        assert not {token for text in found[0] for token in text} & set(ends[2:])

@@ -1,7 +1,9 @@
 """Contrastive search against its paper's definition, written out over whole texts; neither
 neighbours nor steps change a text."""
 
+import json
 import random
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -35,11 +37,13 @@ def contrast(alpha=0.6, width=4):
 
 
 @torch.inference_mode()
-def by_definition(model, prompt_ids, alpha, width, num_tokens):
+def by_definition(model, prompt_ids, alpha, width, num_tokens, never=()):
     """Su et al. 2022, equation 5: all is computed anew for each token."""
     text = list(prompt_ids)
     for _ in range(num_tokens):
-        likeliest = model(torch.tensor([text])).logits[0, -1].softmax(-1).topk(width)
+        probabilities = model(torch.tensor([text])).logits[0, -1].softmax(-1)
+        probabilities[list(never)] = 0.0
+        likeliest = probabilities.topk(width)
         scores = []
         for probability, token_id in zip(*likeliest, strict=True):
             found = model(torch.tensor([[*text, token_id]]), output_hidden_states=True)
@@ -64,6 +68,16 @@ def test_the_texts_are_those_of_the_definition(engines, folder, model):
         assert done["a", 0].finish_reason is FinishReason.LENGTH
         texts.append((expected, done["b", 0].token_ids))
     assert any(found != greedy for found, greedy in texts), "the penalty changes something"
+
+
+def test_tokens_that_the_model_must_never_write(engines, folder, model, tmp_path):
+    prompt_ids, options = prompt(random.Random(SEED), 20), {"max_tokens": 8, "ignore_eos": True}
+    never = sorted(set(by_definition(model, prompt_ids, 0.6, 4, 8)))
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"suppress_tokens": never}))
+    request = engines.request("a", prompt_ids, **options, **contrast())
+    [done] = engines.run(engines.make(tmp_path), [request]).values()
+    assert done.token_ids == by_definition(model, prompt_ids, 0.6, 4, 8, never)
 
 
 @pytest.fixture(scope="module")
