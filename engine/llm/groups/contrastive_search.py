@@ -129,9 +129,7 @@ class Candidates(Group):
         for place, similarity in zip(self._places, similarities, strict=False):
             if similarity is None:
                 raise InvariantViolation("a candidate's row was not compared")
-            scores.append(
-                (1.0 - alpha) * math.exp(offer.top_logprobs[place]) - alpha * similarity
-            )
+            scores.append((1.0 - alpha) * math.exp(offer.top_logprobs[place]) - alpha * similarity)
         return scores.index(max(scores))
 
     def _accept(self, best: Sequence, token: TokenLogprob) -> TokenEvent:
