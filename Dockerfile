@@ -1,36 +1,56 @@
 # syntax=docker/dockerfile:1
 # Tandem for NVIDIA GPUs. The CPU image has other arguments: docker compose -f docker/compose.yaml build
 ARG BASE=nvidia/cuda:12.8.1-runtime-ubuntu24.04@sha256:ebef3c171eeef0298e4eb2e4be843105edf3b8b0ac45e0b43acee358e8046867
-FROM ${BASE}
+FROM ${BASE} AS build
 
-# The C++ compiler serves Triton's launchers and the native CPU operations.
 # hadolint ignore=DL3008
 RUN apt-get update \
- && apt-get install --yes --no-install-recommends python3 python3-dev python3-venv g++ \
+ && apt-get install --yes --no-install-recommends python3 python3-venv g++ \
  && rm -rf /var/lib/apt/lists/*
 
-RUN useradd --create-home --uid 10001 tandem
 WORKDIR /app
-RUN chown tandem:tandem /app
-USER 10001
-ENV PATH=/app/.venv/bin:$PATH PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1
+ENV PATH=/app/.venv/bin:$PATH PIP_NO_CACHE_DIR=1
 
 # torch first: it is large and changes rarely. An empty TORCH_INDEX takes it from the usual index.
 # It is a range as in pyproject.toml: which build fits depends on the index and the driver.
 ARG TORCH_INDEX=
 # hadolint ignore=DL3013
 RUN python3 -m venv .venv \
- && pip install ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "torch>=2.9"
+ && pip install --no-compile ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "torch>=2.9"
 
-COPY --chown=tandem:tandem pyproject.toml constraints.txt README.md LICENSE NOTICE ./
-COPY --chown=tandem:tandem server ./server
-COPY --chown=tandem:tandem engine ./engine
-COPY --chown=tandem:tandem kernels ./kernels
-COPY --chown=tandem:tandem loadtest ./loadtest
-COPY --chown=tandem:tandem evaluation ./evaluation
-COPY --chown=tandem:tandem configs ./configs
+COPY pyproject.toml constraints.txt README.md LICENSE NOTICE ./
+COPY server ./server
+COPY engine ./engine
+COPY kernels ./kernels
+COPY loadtest ./loadtest
+COPY evaluation ./evaluation
+COPY configs ./configs
 ARG EXTRAS=
-RUN pip install --constraint constraints.txt ".${EXTRAS:+[$EXTRAS]}"
+RUN pip install --no-compile --constraint constraints.txt ".${EXTRAS:+[$EXTRAS]}"
+
+# The native CPU operations for every rung, so that no image needs a compiler for them. Python
+# compiles what is imported on the way; of the rest, most is never used.
+WORKDIR /
+RUN python -m kernels.tools.prebuild \
+ && python -c "import server.app, engine.worker.loop, engine.contract.kinds as k; \
+    [k.imported(kind.loader) for kind in k.KINDS.values()]" \
+ && rm -rf /app/.venv/lib/python*/site-packages/torch/include
+
+FROM ${BASE}
+
+# Triton's launchers are compiled on the machine that has the GPU; a CPU image needs no COMPILER.
+ARG COMPILER="g++ python3-dev"
+# hadolint ignore=DL3008
+RUN apt-get update \
+ && apt-get install --yes --no-install-recommends python3 libstdc++6 ${COMPILER} \
+ && rm -rf /var/lib/apt/lists/*
+
+RUN useradd --create-home --uid 10001 tandem
+WORKDIR /app
+COPY LICENSE NOTICE ./
+COPY --from=build /app/.venv ./.venv
+USER 10001
+ENV PATH=/app/.venv/bin:$PATH PYTHONUNBUFFERED=1
 
 # Downloaded models and compiled operations live in a volume, so that a new container starts at once
 # and without the network. A volume takes its owner from the folder that the image has there.

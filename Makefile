@@ -13,7 +13,7 @@ BITS := $(addprefix tests/,kernels/test_row_invariance.py kernels/test_conv3x3.p
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-fast rungs clients check format kernels-compile mutants bench-kernels bench loadtest soak chaos size growth clean
+.PHONY: help serve test test-fast rungs clients wheel check format kernels-compile mutants bench-kernels bench loadtest soak chaos size growth clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ clients: $(VENV)/.clients  ## Run each client of docs/clients.md, newly installe
 
 test-fast: $(VENV)/.dev  ## The tests that need no server and no model, about two minutes
 	$(PYTEST) -m "not slow and not e2e" $(ARGS)
+
+wheel: $(VENV)/.ship  ## Make a release in dist/: sdist, wheels with compiled operations, components, checksums; try it
+	$(BIN)/python -m tools.wheel
 
 check: $(VENV)/.dev  ## Format, lint, types and import rules
 	$(BIN)/ruff format --check .
@@ -94,4 +97,8 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(VENV)/.clients: $(VENV)/.dev
 	@$(INSTALL) '.[dev,clients]'
+	@touch $@
+
+$(VENV)/.ship: $(VENV)/.dev
+	@$(INSTALL) '.[dev,ship]'
 	@touch $@

@@ -1,12 +1,16 @@
 """The instruction set that the C++ operations are compiled for, one for the whole process.
 
-`native` uses all features of the processor. A rung is a level of x86-64 as compilers name it, with
-more instructions for products or without: code compiled for a rung runs, with the same arithmetic,
-on every processor that has its features. Any lower rung can be chosen, to be tested and timed.
+`native` uses all features of the processor. A rung is a level of x86-64 or ARM as compilers name
+it, with more instructions for products or without: code compiled for a rung runs, with the same
+arithmetic, on every processor that has its features. Any lower rung can be chosen, to be tested and
+timed. `auto` is the highest rung whose operations came compiled with the installation (a wheel made
+by `tools/wheel.py`), or else `native`. This file imports only the standard library.
 """
 
 import argparse
+import contextlib
 import functools
+from collections.abc import Iterator
 from enum import Enum, auto
 from pathlib import Path
 
@@ -22,8 +26,11 @@ RUNGS = {
     "x86-64-v4-vnni": _V4_VNNI,
     "x86-64-v4-bf16": _V4_BF16,
     "x86-64-v4-amx": (*_V4_BF16, "amx_tile", "amx_bf16"),
+    "armv8-a": ("asimd",),
 }
 """The features that each rung needs, by name and lowest first, in the words of /proc/cpuinfo."""
+PREBUILT = Path(__file__).parent / "prebuilt"
+"""The folder of compiled operations in an installed wheel, `RUNG.DIGEST.so`."""
 _BEYOND_LEVEL = {
     "avx_vnni": "-mavxvnni",
     "avx512_vnni": "-mavx512vnni",
@@ -33,11 +40,9 @@ _BEYOND_LEVEL = {
 }
 """Compiler options for features that no level includes."""
 
-_chosen = NATIVE
-
 
 def choose(name: str) -> None:
-    """Compile for a rung from now on; `auto` is native. Call this before any operation runs.
+    """Use operations compiled for a rung from now on. Call this before any operation runs.
 
     Raises:
         ValueError: the processor lacks features of the rung.
@@ -46,24 +51,42 @@ def choose(name: str) -> None:
     lacks = missing(name)
     if lacks:
         raise ValueError(f"{name} needs {', '.join(lacks)}, which this processor does not have")
-    _chosen = NATIVE if name == "auto" else name
+    _chosen = best() if name == "auto" else name
+
+
+def best() -> str:
+    """Return the highest rung that came compiled and that this processor has; `native` if there is
+    none."""
+    there = {path.name.partition(".")[0] for path in PREBUILT.glob("*.so")}
+    return next((rung for rung in reversed(RUNGS) if rung in there and not missing(rung)), NATIVE)
+
+
+@contextlib.contextmanager
+def compiling_for(rung: str) -> Iterator[None]:
+    """Compile for a rung within this context, which this processor need not have."""
+    global _chosen
+    before, _chosen = _chosen, rung
+    try:
+        yield
+    finally:
+        _chosen = before
 
 
 def add_argument(parser: argparse.ArgumentParser) -> None:
     """Add `--cpu-isa`, for programs that run operations as a server with this setting does."""
     choices = ("auto", NATIVE, *RUNGS)
     parser.add_argument(
-        "--cpu-isa", choices=choices, default=_chosen, help="instructions to compile for"
+        "--cpu-isa", choices=choices, default=_chosen, help="instructions to compute with"
     )
 
 
 def chosen() -> str:
-    """Return the instruction set that operations are compiled for: `native` or a rung's name."""
+    """Return the instruction set of the operations: `native` or a rung's name."""
     return _chosen
 
 
 def compiler_flags() -> list[str]:
-    """Return the compiler's options: a level of x86-64 and the features beyond it."""
+    """Return the compiler's options: a level and the features beyond it."""
     level = "-".join(_chosen.split("-")[:3])
     more = [_BEYOND_LEVEL[one] for one in RUNGS.get(_chosen, ()) if one in _BEYOND_LEVEL]
     return [f"-march={level}", *more]
@@ -122,3 +145,6 @@ def cpuinfo() -> dict[str, str]:
         return {}
     pairs = (line.partition(":") for line in reversed(lines))
     return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+_chosen = best()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from kernels import _triton, isa, native
+from kernels import _triton, building, isa, native
 
 CPU_FLAGS = (
     *("avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16"),
@@ -62,5 +62,6 @@ def _cpp() -> str:
     lack = native.missing()
     if lack is not None:
         return f"{lack}; slower PyTorch operations run instead"
-    flags = [flag for flag in native.flags() if flag.startswith(("-O", "-m"))]
-    return f"{native.compiler_name()}, {isa.chosen()}: {' '.join(flags)}"
+    flags = [flag for flag in building.flags() if flag.startswith(("-O", "-m"))]
+    maker = "compiled already" if building.prebuilt() else building.compiler_name()
+    return f"{maker}, {isa.chosen()}: {' '.join(flags)}"

@@ -1,67 +1,30 @@
-"""Builds and loads the C++ operations (`<op>/*.cpp`).
+"""Loads the C++ operations, and calls their functions.
 
-They have a plain C interface, so no PyTorch header is compiled: all take less than a minute, once
-per machine and instruction set (`kernels/isa.py`). Each source's object file is cached under a hash
-of the source, the headers in `kernels/cpp` and those of its folder, the compiler and the processor;
-so is the library that they are linked to. Without a compiler the composed PyTorch implementations
-run instead, and one warning says so.
+A library that came compiled with the installation is loaded, or else one that is built here
+(`kernels/building.py`). Without either, the composed PyTorch implementations run, and one warning
+says so.
 """
 
-import concurrent.futures
 import contextlib
 import ctypes
-import errno
 import functools
-import hashlib
+import itertools
 import logging
-import os
-import platform
-import re
-import shutil
 import subprocess
-import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import filelock
 import torch
 
-from kernels import compilers, isa
-from kernels.cache_folder import cache_folder
+from kernels import building, compilers, isa
 
 Function = Callable[..., None]
 
-KERNELS = Path(__file__).parent
-SHARED = "cpp"
-"""The folder in `KERNELS` of the headers that several operations include."""
-FLAGS = (
-    "-O3",
-    "-fopenmp",
-    "-fno-math-errno",
-    "-fno-trapping-math",
-    # Loops peeled for alignment would sum in an order that depends on addresses.
-    "--param=vect-max-peeling-for-alignment=0",
-    "-std=c++17",
-    "-fPIC",
-)
-BUILD_TIMEOUT_S = 1200
-"""Wall time: on a busy machine half a minute of computing can take many minutes."""
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """Storage types and their codes in `native.h`."""
-
-BUILD_CORE_S = 110
-"""Core-seconds of a whole build on an AMD EPYC (Zen 5)."""
-
-_UNFINISHED = "building-"
-_ROOM_BYTES = 64 << 20
-"""Free space needed on the cache's disk for object files, the library, and temporary files."""
-
-_OWN_FLAGS = re.compile(r"^// compile with (-\S+)$", re.MULTILINE)
-"""A source may ask for one more option, such as to round every operation by itself."""
 
 _CTYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "f": ctypes.c_float}
 
@@ -71,14 +34,17 @@ log = logging.getLogger(__name__)
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """Return the loaded operations, built if necessary; None if they cannot be built."""
-    compiler = compilers.find()
+    ready, compiler = building.prebuilt(), compilers.find()
+    if ready is not None:
+        try:
+            return _loaded_prebuilt(ready)
+        except OSError as error:
+            log.warning("the operations of this installation cannot be loaded: %s", error)
     if compiler is None:
-        log.warning(
-            "no C++ compiler found; CPU operations run on PyTorch, which is slower; install g++"
-        )
+        log.warning("%s; CPU operations run on PyTorch, which is slower; install g++", lack())
         return None
     try:
-        return ctypes.CDLL(str(_built(compiler)))
+        return ctypes.CDLL(str(building.built(compiler)))
     except (OSError, subprocess.SubprocessError) as error:
         reason = getattr(error, "stderr", None) or str(error)
         log.warning(
@@ -88,18 +54,22 @@ def library() -> ctypes.CDLL | None:
         return None
 
 
+def _loaded_prebuilt(path: Path) -> ctypes.CDLL:
+    if not hasattr(ctypes.CDLL(None), "omp_get_max_threads"):
+        # Most builds of torch have made it known to all; for the others, this does.
+        packages = Path(torch.__file__).parents[1]
+        found = (packages.glob(f"{folder}/lib*omp*") for folder in ("torch/lib", "torch.libs"))
+        for runtime in itertools.chain(*found):
+            ctypes.CDLL(str(runtime), ctypes.RTLD_GLOBAL)
+    return ctypes.CDLL(str(path))
+
+
 def is_built() -> bool:
     """Whether `library()` would return at once."""
     compiler = compilers.find()
-    return compiler is None or _target(compiler).exists()
-
-
-def share_built() -> Callable[[], float]:
-    """Return a function that tells which share of the library, 0 to 1, any process has compiled."""
-    compiler = compilers.find()
-    sizes = {_object(compiler, source): _size(source) for source in _sources()} if compiler else {}
-    total = sum(sizes.values()) or 1
-    return lambda: sum(size for path, size in sizes.items() if path.exists()) / total
+    if building.prebuilt() is not None or compiler is None:
+        return True
+    return building.library_file(compiler).exists()
 
 
 def library_path() -> Path:
@@ -120,114 +90,19 @@ def missing() -> str | None:
     necessary."""
     if library() is not None:
         return None
-    return "no C++ compiler" if compilers.find() is None else "the C++ operations cannot be built"
+    return lack() if compilers.find() is None else "the C++ operations cannot be built"
 
 
-def compiler_name() -> str | None:
-    """Return the name of the first C++ compiler that is found, in its own words."""
-    compiler = compilers.find()
-    return None if compiler is None else compilers.version(compiler).splitlines()[0]
-
-
-def flags() -> list[str]:
-    """Return the compiler's options, without those that a source asks for."""
-    return [*isa.compiler_flags(), *FLAGS]
-
-
-def _built(compiler: str) -> Path:
-    """Return the path of the library. Processes that start together leave the build to one of
-    them."""
-    target = _target(compiler)
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(target.with_suffix(".lock"), timeout=BUILD_TIMEOUT_S):
-            if not target.exists():
-                _build(compiler, target)
-    return target
-
-
-def _build(compiler: str, target: Path) -> None:
-    # Long ones first: one of them alone at the end would leave other cores idle.
-    sources = sorted(_sources(), key=_size, reverse=True)
-    if shutil.disk_usage(target.parent).free < _ROOM_BYTES:
-        raise OSError(
-            errno.ENOSPC,
-            "the disk of the cache folder is full; free space or set another cache_dir",
-        )
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        builds = [pool.submit(_compiled, compiler, source) for source in sources]
-        try:
-            for build in concurrent.futures.as_completed(builds):
-                build.result()
-        finally:  # the others would fail, too, after minutes
-            pool.shutdown(wait=False, cancel_futures=True)
-    objects = [str(build.result()) for build in builds]
-    _run_to(target, [compiler, *flags(), "-shared", *objects])
-
-
-def _compiled(compiler: str, source: Path) -> Path:
-    """Return the path of one source's object file."""
-    target = _object(compiler, source)
-    if not target.exists():
-        own = _OWN_FLAGS.findall(source.read_text())
-        _run_to(target, [compiler, *flags(), *own, f"-I{KERNELS / SHARED}", "-c", str(source)])
-    return target
-
-
-def _object(compiler: str, source: Path) -> Path:
-    name = f"{source.parent.name}-{source.stem}-{_key(compiler, [source])}.o"
-    return cache_folder() / name
-
-
-def _run_to(target: Path, command: list[str]) -> None:
-    """Run a compiler so that `target` is either complete or absent."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(target.parent)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=_UNFINISHED) as folder:
-        unfinished = Path(folder) / target.name
-        subprocess.run(
-            [*command, "-o", str(unfinished)],
-            check=True,
-            capture_output=True,
-            text=True,
-            timeout=BUILD_TIMEOUT_S,
-        )
-        os.replace(unfinished, target)
-
-
-def _remove_abandoned(cache: Path) -> None:
-    """Remove files of builds that were killed."""
-    for folder in cache.glob(f"{_UNFINISHED}*"):
-        with contextlib.suppress(OSError):  # another process may remove it, too
-            if time.time() - folder.stat().st_mtime > 2 * BUILD_TIMEOUT_S:
-                shutil.rmtree(folder)
-
-
-def _sources() -> list[Path]:
-    return sorted(KERNELS.glob("*/*.cpp"))
-
-
-def _size(source: Path) -> int:
-    """Return the size of a source in bytes, including its folder's headers but not shared ones."""
-    return sum(path.stat().st_size for path in [source, *source.parent.glob("*.h")])
-
-
-def _target(compiler: str) -> Path:
-    return cache_folder() / f"cpu-{_key(compiler, _sources())}.so"
-
-
-def _key(compiler: str, sources: list[Path]) -> str:
-    """Return a hash of everything that a compiled file depends on."""
-    parts = [compilers.version(compiler), " ".join(flags()), platform.machine(), _processor()]
-    folders = [KERNELS / SHARED, *(source.parent for source in sources)]
-    headers = [path for folder in folders for path in sorted(folder.glob("*.h"))]
-    texts = [path.read_text() for path in [*headers, *sources]]
-    return hashlib.sha256("\0".join(parts + texts).encode()).hexdigest()[:16]
-
-
-def _processor() -> str:
-    """Describe the features that `-march=native` depends on."""
-    return " ".join(sorted(isa.features())) or platform.processor()
+def lack() -> str:
+    """Say what a machine without a compiler lacks."""
+    rungs = {path.name.partition(".")[0] for path in isa.PREBUILT.glob("*.so")}
+    if not rungs:
+        return "no C++ compiler"
+    has = ", ".join(rung for rung in isa.RUNGS if rung in rungs)
+    why = f"are for {has}, not {isa.chosen()}"
+    if isa.chosen() in rungs:
+        why = "are compiled from other sources" if building.prebuilt() is None else "do not load"
+    return f"no C++ compiler, and this installation's operations {why}"
 
 
 def function(name: str, signature: str) -> Function:

@@ -21,6 +21,7 @@ CpuIsa = Literal[
     "x86-64-v4-vnni",
     "x86-64-v4-bf16",
     "x86-64-v4-amx",
+    "armv8-a",
 ]
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from engine.contract.host import Host
 from engine.contract.status import Phase
-from kernels import native
+from kernels import building, native
 
 _REPORT_S = 0.5
 _EARLY = 0.15
@@ -27,7 +27,7 @@ def build_operations(host: Host) -> None:
 @contextmanager
 def _told(host: Host) -> Iterator[None]:
     """Report the progress of the build, whichever process does it."""
-    share_built, done = native.share_built(), threading.Event()
+    share_built, done = building.share_built(), threading.Event()
     first, begun_s = share_built(), time.monotonic()
 
     def tell() -> None:
@@ -51,7 +51,7 @@ def estimated_s(first: float, share: float, elapsed_s: float) -> float:
     for that, by the usual time of a build."""
     if share - first >= _EARLY:
         return elapsed_s * (1 - share) / (share - first)
-    return max(0.0, native.BUILD_CORE_S * (1 - first) / (os.cpu_count() or 1) - elapsed_s)
+    return max(0.0, building.BUILD_CORE_S * (1 - first) / (os.cpu_count() or 1) - elapsed_s)
 
 
 def in_words(seconds: float) -> str:

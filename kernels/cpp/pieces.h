@@ -16,6 +16,7 @@
 #include <cstdint>
 #include <system_error>
 #include <thread>
+#include <vector>
 
 #include "native.h"
 
@@ -180,7 +181,7 @@ void for_pieces(int64_t count, int64_t threads, Work work) {
 // Neighbouring units of work in ranges for `threads` to take, the same number for each: several, so
 // that a late thread delays little, but none that is too small to be worth taking. All ranges but
 // the last ones are a multiple of `grain` long; the rest is divided evenly, so that all threads end
-// together.
+// together. A share is what one thread takes if none is late: neighbours and one of the last ranges.
 class Ranges {
  public:
   // `elements`: those of the whole work, as in `worth_threads`.
@@ -193,6 +194,13 @@ class Ranges {
   }
 
   int64_t count() const { return num_full_ + num_short(); }
+  int64_t shares() const { return threads_; }
+  int64_t count(int64_t share) const { return num_full_ / threads_ + (share < num_short()); }
+  // The number of a share's range.
+  int64_t range(int64_t share, int64_t i) const {
+    int64_t neighbours = num_full_ / threads_;
+    return i < neighbours ? share * neighbours + i : num_full_ + share;
+  }
   int64_t first(int64_t range) const {
     if (range <= num_full_) return range * length_;
     return num_full_ * length_ + (range - num_full_) * left_over() / num_short();
@@ -205,14 +213,34 @@ class Ranges {
   int64_t units_, threads_, length_, num_full_;
 };
 
+// Calls `work(time, first, last)` for all ranges, `times` times. Each thread goes through a share, in
+// order, so that what it fetches ahead is for itself; then it helps with what others have not begun.
+template <class Work>
+void for_shares(const Ranges& ranges, int64_t times, Work work) {
+  struct alignas(64) Share {
+    std::atomic<int64_t> next{0};
+  };
+  std::vector<Share> shares(ranges.shares());
+  auto finish = [&](int64_t share) {
+    int64_t count = ranges.count(share);
+    auto& next = shares[share].next;
+    for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count * times;) {
+      int64_t range = ranges.range(share, i % count);
+      work(i / count, ranges.first(range), ranges.first(range + 1));
+    }
+  };
+  share_pieces(ranges.shares(), ranges.shares(), [&](Pieces& left) {
+    for (int64_t share; left.take(share);) finish(share);
+    for (int64_t share = 0; share < ranges.shares(); ++share) finish(share);
+  });
+}
+
 // Calls `work(first, last)` for ranges that are units 0 .. units - 1 together, on threads if the
 // number of elements is worth it.
 template <class Work>
 void for_ranges(int64_t units, int64_t elements, Work work) {
-  int64_t threads = worth_threads(elements) ? num_threads() : 1;
-  Ranges ranges(units, elements, 1, threads);
-  for_pieces(ranges.count(), threads,
-             [&](int64_t i) { work(ranges.first(i), ranges.first(i + 1)); });
+  Ranges ranges(units, elements, 1, worth_threads(elements) ? num_threads() : 1);
+  for_shares(ranges, 1, [&](int64_t, int64_t first, int64_t last) { work(first, last); });
 }
 
 }  // namespace native

@@ -80,10 +80,8 @@ void share(const Problem& p, const Work& work) {
   int64_t row_parts = std::clamp<int64_t>(threads * 4 * kStrips / std::max<int64_t>(1, p.strips), 1,
                                           std::max<int64_t>(1, p.rows / 48));
   Ranges strips(p.strips, elements / row_parts, kStrips, threads);
-  for_pieces(row_parts * strips.count(), threads, [&](int64_t piece) {
-    int64_t i = piece / strips.count(), j = piece % strips.count();
-    work(i * p.rows / row_parts, (i + 1) * p.rows / row_parts, strips.first(j),
-         strips.first(j + 1));
+  for_shares(strips, row_parts, [&](int64_t i, int64_t first, int64_t last) {
+    work(i * p.rows / row_parts, (i + 1) * p.rows / row_parts, first, last);
   });
 }
 

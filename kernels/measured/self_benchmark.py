@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from kernels import machine, native
+from kernels.cache_folder import cache_folder
 from kernels.linear_gguf.cases import random_weight
 from kernels.linear_gguf.quant_type import GGUFType
 from kernels.linear_packed import PackedWeight, linear_packed
@@ -57,9 +58,8 @@ def product_times(
     Raises:
         RuntimeError: there are no C++ operations.
     """
-    file = ProductTimesFile(
-        native.library_path().with_suffix(".times.json"), processor=machine.cpu_name()
-    )
+    name = native.library_path().with_suffix(".times.json").name
+    file = ProductTimesFile(cache_folder() / name, processor=machine.cpu_name())
     known = file.read()
     missing = [one for one in types if _name(one, dtype) not in known]
     if missing:

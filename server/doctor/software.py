@@ -66,6 +66,9 @@ def packages() -> Finding:
 def compiler(cpu_isa: str) -> Finding:
     """Whether a small program can be compiled for this processor, with threads."""
     compilers, isa = module_alone("kernels/compilers.py"), module_alone("kernels/isa.py")
+    wanted = isa.best() if cpu_isa == "auto" else cpu_isa
+    if any(isa.PREBUILT.glob(f"{wanted}.*.so")):
+        return Finding("compiler", "ok", f"none needed: operations for {wanted} came compiled")
     path = compilers.find()
     install = _installation()
     if path is None:

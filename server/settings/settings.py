@@ -520,10 +520,10 @@ class Settings(BaseSettings):
     offline: bool = Field(False, description="Never use the network; serve what is in the cache.")
     cpu_isa: CpuIsa = Field(
         "auto",
-        description="Instructions that the C++ operations may use: those of this processor "
-        "(auto, native), or those of every x86-64-v3 (AVX2, FMA) or x86-64-v4 "
-        "(AVX-512) processor, plus those named at the end: VNNI, BF16 (with "
-        "VNNI), AMX (with both).",
+        description="Instructions that the C++ operations may use: the best that came compiled "
+        "with the installation, or else as native (auto); all of this processor (native); or "
+        "those of every x86-64-v3 (AVX2, FMA), x86-64-v4 (AVX-512) or 64-bit ARM (armv8-a) "
+        "processor, plus those named at the end: VNNI, BF16 (with VNNI), AMX (with both).",
     )
     engine: Annotated[EngineConfig, BeforeValidator(_check_engine_keys)] = Field(
         default_factory=EngineConfig, description="The engine's settings."

@@ -20,7 +20,8 @@ def instructions(name):
 
 def copied():
     """What of the repository is in the image."""
-    return {source for line in instructions("COPY") for source in line.split()[1:-1]}
+    lines = [line for line in instructions("COPY") if "--from=" not in line]
+    return {source for line in lines for source in line.split()[:-1]}
 
 
 def test_base_images_are_pinned_by_digest():
@@ -28,6 +29,16 @@ def test_base_images_are_pinned_by_digest():
     services = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())["services"]
     images = [base, services["tandem"]["build"]["args"]["BASE"], services["prometheus"]["image"]]
     assert [image for image in images if not DIGEST.search(image)] == []
+
+
+def test_a_cpu_image_has_operations_and_no_compiler():
+    """They are compiled in the first stage, of which only the environment is copied."""
+    build, final = "\n".join(LINES).split("\nFROM ${BASE}\n")
+    assert "g++" in build and "python -m kernels.tools.prebuild" in build
+    assert "g++" not in re.sub(r"^(#|ARG ).*", "", final, flags=re.MULTILINE)
+    assert "COPY --from=build /app/.venv ./.venv" in final
+    services = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())["services"]
+    assert services["tandem"]["build"]["args"]["COMPILER"] == ""
 
 
 def test_the_volume_belongs_to_the_user_who_writes_it():

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from kernels import _triton, cache_folder, compilers, isa, native
+from kernels import _triton, building, cache_folder, compilers, isa, native
 from tests.helpers.kernels.rungs import HAS_RUNGS
 from tests.helpers.kernels.sample_tokens_runs import RUNS
 
@@ -31,7 +31,7 @@ def run_build(monkeypatch: pytest.MonkeyPatch) -> "Callable[[str], None]":
             pytest.skip(f"this machine's compilers know no {name}")
         monkeypatch.setattr(isa, "_chosen", name)
         forget()
-        native._built(compiler)
+        building.built(compiler)
         if lacks := isa.missing(name):
             pytest.skip(f"compiled and not run: this processor has no {', '.join(lacks)}")
         assert native.library() is not None
@@ -70,8 +70,8 @@ def run_build_of(
             return
         assert cpu.__file__ is not None
         sources = sorted(Path(cpu.__file__).parent.glob("*.cpp"))
-        monkeypatch.setattr(native, "FLAGS", (*native.FLAGS, "-O0", "-Wno-psabi", *flags))
-        monkeypatch.setattr(native, "_sources", lambda: sources)
+        monkeypatch.setattr(building, "FLAGS", (*building.FLAGS, "-O0", "-Wno-psabi", *flags))
+        monkeypatch.setattr(building, "_sources", lambda: sources)
         monkeypatch.setattr(cache_folder, "_folder", other_builds)
         run_build(name)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kernels import _triton, cache_folder, isa, native
+from kernels import _triton, building, cache_folder, isa, native
 from kernels.measured.self_benchmark import COMMON_TYPES, product_times
 from kernels.shared import stages
 
@@ -28,7 +28,7 @@ def test_by_default_it_is_in_the_users_cache(folder):
 
 def test_everything_goes_where_it_was_told(folder):
     cache_folder.use_cache_folder(folder)
-    assert native._target("g++").parent == folder
+    assert building.library_file("g++").parent == folder
     assert stages._file().parent == folder
     if _triton.AVAILABLE:
         assert Path(_triton.triton.knobs.cache.dir) == folder / "triton"

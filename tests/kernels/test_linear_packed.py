@@ -7,6 +7,7 @@ import torch
 
 from kernels import PackedWeight, isa, linear_packed
 from kernels.linear_packed import cpu
+from tests.helpers.kernels.rungs import X86_RUNGS
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -69,7 +70,7 @@ def test_a_library_that_orders_sums_by_the_number_of_rows_is_found_out():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rung", isa.RUNGS)
+@pytest.mark.parametrize("rung", X86_RUNGS)
 def test_other_processors_get_the_same_result(rung, run_build_of):
     run_build_of(cpu, rung)
     for dtype, tolerance in ((torch.float32, 2e-5), (torch.bfloat16, 2e-2), (torch.float16, 3e-3)):

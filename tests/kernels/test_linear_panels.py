@@ -29,11 +29,12 @@ from kernels.linear_panels.int16_activations import round_to_int16
 from kernels.linear_panels.lookup import row_lookup
 from kernels.linear_panels.panels import BLOCK, Meaning, pack, unpack
 from tests.helpers import draws
+from tests.helpers.kernels.rungs import X86_RUNGS
 
 TYPES = list(GGUFType)
 FORMATS = [*(one.name for one in GGUFType), *WIDE]
 DIGITS_IN_LONG_REGISTERS = ("x86-64-v4-vnni",)
-LOWEST, *HIGHER = isa.RUNGS
+LOWEST, *HIGHER = X86_RUNGS
 OTHERS = [
     (LOWEST,),
     *((rung,) for rung in draws.some(HIGHER, 1)),

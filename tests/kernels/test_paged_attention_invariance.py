@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from kernels import compilers, native, paged_attention
+from kernels import building, compilers, native, paged_attention
 from kernels.paged_attention import cpu, reference
 from tests.helpers.kernels.sequences import Sequences, Setup
 
-SOURCES = native.KERNELS / "paged_attention"
+SOURCES = building.KERNELS / "paged_attention"
 
 
 SETUPS = {
@@ -165,8 +165,8 @@ def build(tmp_path, monkeypatch):
         source.write_text("\n".join([*most, "attend<native::BFloat16>(a); }"]))
         command = [
             compilers.find(),
-            *native.flags(),
-            f"-I{native.KERNELS / native.SHARED}",
+            *building.flags(),
+            f"-I{building.KERNELS / building.SHARED}",
             "-shared",
         ]
         subprocess.run([*command, source, "-o", library], check=True)

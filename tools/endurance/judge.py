@@ -14,7 +14,7 @@ LEAST_POINTS = 8
 BOUNDS_PER_HOUR = {"memory": 64.0, "descriptors": 20.0, "threads": 10.0, "processes": 1.0}
 """How much a fitted line may rise in an hour: MiB, and numbers. pyzmq opens seven descriptors and
 three threads for the first large message of a process, so these two rise and fall in such steps
-with the workers that have sent one; a leak at every hundredth request is several times the bound."""
+with the workers that have sent one; a leak in every hundredth request is much more."""
 
 
 @dataclass(slots=True)

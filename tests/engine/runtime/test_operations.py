@@ -10,7 +10,7 @@ import pytest
 from engine.contract.status import Phase
 from engine.runtime import operations
 from engine.runtime.operations import build_operations, estimated_s, in_words
-from kernels import native
+from kernels import building, native
 from tests.helpers.host import Host
 
 
@@ -31,7 +31,7 @@ def test_a_build_tells_its_share_and_what_is_left(monkeypatch):
         told.append(next(shares, 1.0))
         return told[-1]
 
-    monkeypatch.setattr(native, "share_built", lambda: share)
+    monkeypatch.setattr(building, "share_built", lambda: share)
 
     def library():
         while len(told) < 5:
@@ -47,7 +47,7 @@ def test_a_build_tells_its_share_and_what_is_left(monkeypatch):
 
 
 def test_a_build_that_fails_is_told_no_longer(monkeypatch):
-    monkeypatch.setattr(native, "share_built", lambda: lambda: 0.5)
+    monkeypatch.setattr(building, "share_built", lambda: lambda: 0.5)
 
     def library():
         raise RuntimeError
@@ -58,7 +58,7 @@ def test_a_build_that_fails_is_told_no_longer(monkeypatch):
 
 def test_the_estimate_follows_the_pace_once_there_is_one(monkeypatch):
     monkeypatch.setattr(operations.os, "cpu_count", lambda: 2)
-    whole = native.BUILD_CORE_S / 2
+    whole = building.BUILD_CORE_S / 2
     assert estimated_s(0.0, 0.0, 0.0) == whole
     assert estimated_s(0.5, 0.5, 10.0) == whole / 2 - 10
     assert estimated_s(0.0, 0.01, 1e9) == 0.0

@@ -2,5 +2,8 @@
 
 import platform
 
+from kernels import isa
+
 HAS_RUNGS = platform.machine() in ("x86_64", "AMD64")
-"""Whether this machine's compilers know the names of `kernels.isa.RUNGS`."""
+"""Whether this machine's compilers know the names of `X86_RUNGS`."""
+X86_RUNGS = [name for name in isa.RUNGS if name.startswith("x86-64")]

@@ -116,6 +116,33 @@ void ranges_cover_all_units(uint32_t seed) {
   }
 }
 
+void each_share_is_done_once(uint32_t seed) {
+  std::mt19937 random(seed);
+  for (int call = 0; call < 3000; ++call) {
+    int64_t units = random() % 300, grain = 1 + random() % 8, threads = 1 + random() % 9;
+    int64_t times = 1 + random() % 3;
+    Ranges ranges(units, random() % (1 << 24), grain, threads);
+    std::vector<std::atomic<int>> done(times * units);
+    native::for_shares(ranges, times, [&](int64_t time, int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; ++i) ++done[time * units + i];
+    });
+    for (auto& one : done) expect(one == 1, "a share was not done once", units, grain, threads);
+  }
+}
+
+void threads_go_through_neighbours() {
+  Ranges ranges(64, 1 << 24, 1, 1);
+  int64_t at = 0;
+  native::for_shares(ranges, 1, [&](int64_t, int64_t first, int64_t last) {
+    expect(first == at, "not in order", first, at);
+    at = last;
+  });
+  Ranges two(1003, 1 << 24, 4, 2);
+  for (int64_t share = 0; share < 2; ++share)
+    for (int64_t i = 1; i + 1 < two.count(share); ++i)
+      expect(two.range(share, i) == two.range(share, i - 1) + 1, "no neighbours", share, i);
+}
+
 }  // namespace
 
 int main(int, char** arguments) {
@@ -128,5 +155,7 @@ int main(int, char** arguments) {
   sleeping_helpers_wake_up();
   helpers_that_do_not_come_are_not_waited_for();
   ranges_cover_all_units(seed);
+  each_share_is_done_once(seed);
+  threads_go_through_neighbours();
   return num_failures ? 1 : 0;
 }

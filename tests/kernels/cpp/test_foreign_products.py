@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kernels import linear_packed, native
+from kernels import building, linear_packed, native
 from kernels.linear_packed import PackedWeight
 from kernels.linear_packed import reference as packed_reference
 from kernels.linear_panels import cases
@@ -21,7 +21,7 @@ ARCHITECTURE = "armv8.2-a+fp16+sve"
 SOURCES = [
     path
     for name in ("linear_packed", "linear_panels")
-    for path in sorted((native.KERNELS / name).glob("*.cpp"))
+    for path in sorted((building.KERNELS / name).glob("*.cpp"))
 ]
 QUICKLY_BUILT = "linear_panels"
 """A tenth of the time: arithmetic does not depend on the optimisation, and the other product shows
@@ -40,16 +40,16 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def program(tmp_path_factory):
     folder = tmp_path_factory.mktemp("foreign")
-    flags = [f"-march={ARCHITECTURE}", *native.FLAGS]
-    flags.append(f"-I{native.KERNELS / native.SHARED}")
+    flags = [f"-march={ARCHITECTURE}", *building.FLAGS]
+    flags.append(f"-I{building.KERNELS / building.SHARED}")
 
     def compiled(source: Path) -> str:
         target = str(folder / f"{source.parent.name}-{source.stem}.o")
-        own = native._OWN_FLAGS.findall(source.read_text())
+        own = building._OWN_FLAGS.findall(source.read_text())
         if source.parent.name == QUICKLY_BUILT:
             own += ["-O0", "-Wno-psabi"]
         command = [COMPILER, *flags, *own, "-c", str(source), "-o", target]
-        subprocess.run(command, check=True, timeout=native.BUILD_TIMEOUT_S)
+        subprocess.run(command, check=True, timeout=building.BUILD_TIMEOUT_S)
         return target
 
     sources = [*SOURCES, Path(__file__).with_name("foreign_products.cpp")]

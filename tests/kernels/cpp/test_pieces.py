@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kernels import compilers, native
+from kernels import building, compilers
 
 SOURCE = Path(__file__).with_name("pieces_check.cpp")
 
@@ -17,7 +17,7 @@ def program(tmp_path_factory):
     if compiler is None:
         pytest.skip("no C++ compiler")
     path = tmp_path_factory.mktemp("pieces") / "check"
-    flags = ["-O1", "-std=c++17", "-fopenmp", f"-I{native.KERNELS / native.SHARED}"]
+    flags = ["-O1", "-std=c++17", "-fopenmp", f"-I{building.KERNELS / building.SHARED}"]
     subprocess.run([compiler, *flags, str(SOURCE), "-o", str(path)], check=True, timeout=600)
     return path
 

@@ -6,11 +6,21 @@ import random
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
-from kernels import GGUFType, compilers, isa, linear_packed, linear_panels, native
+from kernels import (
+    GGUFType,
+    building,
+    cache_folder,
+    compilers,
+    isa,
+    linear_packed,
+    linear_panels,
+    native,
+)
 from kernels.linear_panels.panels import unpack
 from kernels.measured import self_benchmark
 from kernels.measured.product_times import MARGIN, ROWS, ProductTimes, mean_ratio, prefers_plain
@@ -101,7 +111,7 @@ def test_a_folder_in_place_of_the_file_is_no_failure(tmp_path):
 
 
 def test_a_folder_that_cannot_be_written_is_no_failure(caplog):
-    file = ProductTimesFile(native.Path("/proc/times.json"), "this")
+    file = ProductTimesFile(Path("/proc/times.json"), "this")
     with caplog.at_level(logging.INFO):
         file.add({"first": times(1, 1, 1)})
     assert "cannot store the measured times" in caplog.text
@@ -122,7 +132,7 @@ for _ in range(200):
 def test_processes_that_write_at_once_leave_a_whole_file(tmp_path):
     file = ProductTimesFile(tmp_path / "times.json", "this")
     command = [sys.executable, "-c", WRITER, str(file.path)]
-    other = subprocess.Popen(command, cwd=native.KERNELS.parent)
+    other = subprocess.Popen(command, cwd=building.KERNELS.parent)
     while other.poll() is None:
         if file.path.exists():  # the other one has begun
             file.add({"own": times(1, 2, 3)})
@@ -145,7 +155,8 @@ def quick(monkeypatch, tmp_path):
         return [(one, times(1, 1, 1)) for one in types]
 
     monkeypatch.setattr(self_benchmark, "_measured", note)
-    monkeypatch.setattr(native, "library_path", lambda: tmp_path / "cpu-abc.so")
+    monkeypatch.setattr(native, "library_path", lambda: Path("/elsewhere/cpu-abc.so"))
+    monkeypatch.setattr(cache_folder, "_folder", tmp_path)
     return measured
 
 
@@ -164,9 +175,9 @@ def test_each_type_of_activations_is_measured(quick):
     assert quick == [Q4, Q4]
 
 
-def test_another_library_or_processor_is_measured(quick, tmp_path, monkeypatch):
+def test_another_library_or_processor_is_measured(quick, monkeypatch):
     self_benchmark.product_times([Q4], torch.bfloat16)
-    monkeypatch.setattr(native, "library_path", lambda: tmp_path / "cpu-def.so")
+    monkeypatch.setattr(native, "library_path", lambda: Path("/elsewhere/cpu-def.so"))
     self_benchmark.product_times([Q4], torch.bfloat16)
     assert len(quick) == 2
     monkeypatch.setattr(self_benchmark.machine, "cpu_name", lambda: "another")
@@ -181,7 +192,7 @@ def test_the_library_of_another_rung_has_another_name(monkeypatch):
     names = set()
     for rung in ("native", *isa.RUNGS):
         monkeypatch.setattr(isa, "_chosen", rung)
-        names.add(native._target(compiler).name)
+        names.add(building.library_file(compiler).name)
     assert len(names) == 1 + len(isa.RUNGS)
 
 

@@ -50,6 +50,21 @@ def test_a_compiler_that_cannot_build_is_told_with_its_reason(path):
     assert finding.mend == "install g++"
 
 
+def test_no_compiler_is_needed_where_operations_came_compiled(path, tmp_path, monkeypatch):
+    def module(path):
+        found = module_alone(path)
+        found.PREBUILT = tmp_path
+        found.features = lambda: frozenset(isa.RUNGS["x86-64-v4"])
+        return found
+
+    (tmp_path / "x86-64-v3.0123.so").touch()
+    monkeypatch.setattr(software, "module_alone", module)
+    finding = software.compiler("auto")
+    assert (finding.health, finding.mend) == ("ok", None)
+    assert finding.found == "none needed: operations for x86-64-v3 came compiled"
+    assert "no C++ compiler" in software.compiler("x86-64-v4").found
+
+
 def test_missing_packages_are_named(monkeypatch):
     version = importlib.metadata.version
 
