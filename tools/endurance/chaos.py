@@ -300,7 +300,7 @@ def _options(place: Path, disk: Disk | None) -> list[str]:
     cache.mkdir(parents=True)
     kernels = cache_folder.DEFAULT.expanduser()
     if kernels.is_dir():  # else they are compiled anew
-        shutil.copytree(kernels, cache / "kernels")
+        shutil.copytree(kernels, cache / "kernels", ignore=shutil.ignore_patterns("building-*"))
     return [
         *("--cache-dir", str(place / "cache"), "--kv-store", str(place / "kv")),
         *("--kv-store-bytes", "64000000", "--worker-timeout-s", str(WORKER_TIMEOUT_S)),
