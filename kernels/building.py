@@ -63,6 +63,8 @@ def share_built() -> Callable[[], float]:
 def prebuilt() -> Path | None:
     """Return the path of the library that came with the installation for the chosen instructions
     and just these sources; None if there is none."""
+    if isa.chosen() not in isa.prebuilt_rungs():
+        return None  # as in every checkout, whose sources need not be read for this
     path = isa.PREBUILT / prebuilt_name()
     return path if path.exists() else None
 

@@ -57,8 +57,14 @@ def choose(name: str) -> None:
 def best() -> str:
     """Return the highest rung that came compiled and that this processor has; `native` if there is
     none."""
+    there = prebuilt_rungs()
+    return next((rung for rung in reversed(there) if not missing(rung)), NATIVE)
+
+
+def prebuilt_rungs() -> list[str]:
+    """Return the rungs whose operations came compiled with the installation, lowest first."""
     there = {path.name.partition(".")[0] for path in PREBUILT.glob("*.so")}
-    return next((rung for rung in reversed(RUNGS) if rung in there and not missing(rung)), NATIVE)
+    return [rung for rung in RUNGS if rung in there]
 
 
 @contextlib.contextmanager

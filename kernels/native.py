@@ -95,11 +95,10 @@ def missing() -> str | None:
 
 def lack() -> str:
     """Say what a machine without a compiler lacks."""
-    rungs = {path.name.partition(".")[0] for path in isa.PREBUILT.glob("*.so")}
+    rungs = isa.prebuilt_rungs()
     if not rungs:
         return "no C++ compiler"
-    has = ", ".join(rung for rung in isa.RUNGS if rung in rungs)
-    why = f"are for {has}, not {isa.chosen()}"
+    why = f"are for {', '.join(rungs)}, not {isa.chosen()}"
     if isa.chosen() in rungs:
         why = "are compiled from other sources" if building.prebuilt() is None else "do not load"
     return f"no C++ compiler, and this installation's operations {why}"

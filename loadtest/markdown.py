@@ -29,11 +29,15 @@ def page_with(page: str, texts: Mapping[str, str], command: str) -> str:
     return page
 
 
+def version(document: Mapping[str, Any]) -> str:
+    """Date and commit of a result."""
+    state = " with uncommitted changes" if document["uncommitted_changes"] else ""
+    return f"{document['started_at'][:10]}, commit {(document['commit'] or 'unknown')[:12]}{state}"
+
+
 def origin(document: dict[str, Any]) -> str:
     """Command, label, date, commit and machine of a result, and the rung if it was restricted."""
     machine = document["machine"]
-    state = " with uncommitted changes" if document["uncommitted_changes"] else ""
-    commit = (document["commit"] or "unknown")[:12]
     notes = " Cut short: not every repeat was measured." if document.get("partial") else ""
     if document.get("quick"):
         notes += " A quick run: these numbers mean nothing."
@@ -42,7 +46,7 @@ def origin(document: dict[str, Any]) -> str:
     held = "" if rung == NATIVE_RUNG else f", restricted to {rung}"
     return (
         f"    {document['command']}\n\n"
-        f"{label}{document['started_at'][:10]}, commit {commit}{state}, {machine['cores']} cores "
+        f"{label}{version(document)}, {machine['cores']} cores "
         f"of {machine['cpu']} (family/model {machine['cpu_family_model']}){held}.{notes}"
     )
 

@@ -12,7 +12,6 @@ import contextlib
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from kernels import isa
+from loadtest.launch import free_port
 
 HOME = Path(__file__).parents[1]
 TEXT_MODEL, IMAGE_MODEL = "smollm2-135m-instruct", "tandem-shapes"
@@ -123,9 +123,7 @@ def served(
     command: list[str], folder: Path, environment: dict[str, str], longest_s: float
 ) -> Iterator[str]:
     """Serve the default models; yields the address once all are ready."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     program = shutil.which(command[0], path=environment["PATH"]) or command[0]
     begun_s = time.monotonic()
     with subprocess.Popen(

@@ -14,7 +14,8 @@ import httpx
 import pytest
 import yaml
 
-from tests.helpers.served import Server, free_port
+from loadtest.launch import free_port
+from tests.helpers.served import Server
 from tools.dashboards.files import FOLDER, files
 
 pytestmark = pytest.mark.e2e

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from loadtest.launch import free_port
 from tests.helpers import stalls
 
 START_TIMEOUT_S = 300
@@ -26,12 +26,6 @@ _POLL_S = 0.05
 _PROGRAM = str(Path(__file__).with_name("watched_server.py"))
 # The gauges that show that no text is being written and no block is held.
 TEXT_WORK = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_ratio")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Server:

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from kernels import cache_folder
+from loadtest.launch import free_port
 from tools.endurance.asking import Answer, Asker
 from tools.endurance.disk import Disk, can_mount, mounted
 from tools.endurance.faults import (
@@ -32,7 +33,7 @@ from tools.endurance.judge import Twins, remains
 from tools.endurance.order import Catalogue, Order
 from tools.endurance.patience import PatientClock
 from tools.endurance.sample import processes_of, work_of
-from tools.endurance.served import Server, free_port, running, tiny_material
+from tools.endurance.served import Server, running, tiny_material
 from tools.endurance.traffic import Request, draw_request
 
 REQUEST_S = 90.0

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from loadtest.markdown import number, page_with, table
+from loadtest.markdown import number, page_with, table, version
 from loadtest.results import save_result
 
 _DOCS = Path(__file__).parents[2] / "docs"
@@ -44,11 +44,6 @@ def sections(data: Mapping[str, Any]) -> dict[str, str]:
     return texts
 
 
-def _origin(run: Mapping[str, Any]) -> str:
-    changes = " with uncommitted changes" if run["uncommitted_changes"] else ""
-    return f"{run['started_at'][:10]}, commit {(run['commit'] or 'unknown')[:12]}{changes}"
-
-
 def _soak(run: Mapping[str, Any]) -> str:
     compared = [
         [kind, str(count)] for kind, count in sorted(run["compared"].items(), key=_by_count)
@@ -59,7 +54,7 @@ def _soak(run: Mapping[str, Any]) -> str:
         f"Seed {run['seed']}, {run['seconds'] / 60:.0f} minutes, in {_stood_still_s(run) / 60:.0f} "
         f"of which all stood still for other work on the machine, {run['users']} users, a quiet "
         f"point every {run['lap_s']:g} s, {sum(run['manners'].values())} requests, "
-        f"**{run['num_problems']} problems** ({_origin(run)}).",
+        f"**{run['num_problems']} problems** ({version(run)}).",
         table(["kind of request", "answers compared with a twin"], compared, num_text_columns=1),
         f"How clients behaved: {manners}. Changes: {changes}.",
         _growth(run),
@@ -116,7 +111,7 @@ def _chaos(run: Mapping[str, Any]) -> str:
     told = ", ".join(f"{count} `{name}`" for name, count in outcomes.most_common())
     parts = [
         f"Seeds {min(seeds)} to {max(seeds)}: **{num_clean} of {len(seeds)} clean** "
-        f"({_origin(run)}). The slowest start took {number(run['load_s'], 1)} s. Seeds that were "
+        f"({version(run)}). The slowest start took {number(run['load_s'], 1)} s. Seeds that were "
         f"tried again because this machine stood still: {num_again}.",
         table(
             ["fault", "times", "right answers again after s, median", "most"],

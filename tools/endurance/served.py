@@ -4,7 +4,6 @@ import contextlib
 import os
 import shlex
 import signal
-import socket
 import sys
 import uuid
 from collections.abc import AsyncIterator, Sequence
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import httpx
 
-from loadtest.launch import Launch, ServerCommand, launched
+from loadtest.launch import Launch, ServerCommand, free_port, launched
 from loadtest.processes import ProcessStat
 from loadtest.random_adapters import layer_shapes, write_random_adapter
 from tools.endurance.order import Names
@@ -173,9 +172,3 @@ async def running(
         if not await server.wait_ready(300):
             raise RuntimeError(f"not all models became ready: see {log}")
         yield server
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

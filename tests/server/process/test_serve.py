@@ -18,6 +18,7 @@ import uvicorn
 from fastapi import FastAPI
 from pydantic import TypeAdapter
 
+from loadtest.launch import free_port
 from server.app import create_app
 from server.process.listen import open_listener
 from server.process.serve import DrainingServer, uvicorn_config
@@ -58,9 +59,7 @@ class Child:
     """A server process of its own."""
 
     def __init__(self, folder, log_path, delay_s, stop_s, given):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         self.port = port
         self.log_path = log_path
