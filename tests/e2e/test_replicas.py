@@ -15,7 +15,7 @@ pytestmark = pytest.mark.e2e
 
 @pytest.fixture(scope="module")
 def server(start_shared_server, tiny_llama):
-    folder = str(tiny_llama())
+    folder = str(tiny_llama(max_position_embeddings=4096))
     both = {"name": "two", "ref": folder, "settings": {"replicas": 2}}
     models = ("--model", f"one={folder}", "--model", json.dumps(both))
     return start_shared_server(*models, "--dtype", "float32", "--num-threads", "1")
@@ -41,7 +41,7 @@ def requests_of(server):
 
 
 def stream(server, prompt, lines):
-    body = {"model": "two", "prompt": prompt, "max_tokens": 400, "ignore_eos": True, "stream": True}
+    body = {"model": "two", "prompt": prompt, "max_tokens": 3000, "ignore_eos": True, "stream": True}
     with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=60) as response:
         lines.extend(line for line in response.iter_lines() if line.startswith("data:"))
 
@@ -84,11 +84,12 @@ def test_a_killed_worker_takes_its_own_requests_along_and_comes_back(server):
     before = complete(server, "two", "Count:", temperature=0)[:2]
     lines = [[], []]
     readers = [threading.Thread(target=stream, args=(server, prompt_of(5), own)) for own in lines]
-    for reader in readers:
-        reader.start()
-    server.wait_until(lambda: requests_of(server) == [1, 1])
     pids = {*server.worker_pids()}
     victim = server.worker_pids()[-1]  # the last one that was started: a second replica is
+    for reader in readers:
+        reader.start()
+    server.wait_until(lambda: all(lines))
+    assert requests_of(server) == [1, 1]
     os.kill(victim, signal.SIGKILL)
     server.wait_until(lambda: server.metric("tandem_replica_ready", model_name="two") == 1)
     assert complete(server, "two", "Count:", temperature=0)[:2] == before

@@ -15,7 +15,7 @@ async def start(tmp_path):
 
 
 def all_ready(client):
-    ready = (
+    """Every worker serves, and the models know it: until then they say that they are loading."""
+    return all(one.is_complete and one.is_whole for one in client._sets.values()) and all(
         client._workers.is_ready(name) for one in client._sets.values() for name in one.workers
     )
-    return sum(ready) == sum(one.config.replicas for one in client._sets.values())
