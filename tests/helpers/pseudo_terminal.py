@@ -56,10 +56,14 @@ class PseudoTerminal:
         os.write(self._own, text.encode())
 
     def interrupt(self) -> None:
-        """Press Ctrl-C once it waits for something. While readline still writes its prompt, Python
-        would see the signal only at the next key, as it does for a person who is that quick."""
+        """Press Ctrl-C once it waits for something, which five looks must show: it also waits for
+        the terminal while readline writes its prompt, and then Python would see the signal only at
+        the next key, as it does for a person who is that quick."""
         stat = Path(f"/proc/{self.process.pid}/stat")
-        while stat.read_text().rpartition(")")[2].split()[0] == "R":
+        waiting = 0
+        while waiting < 5:
+            is_running = stat.read_text().rpartition(")")[2].split()[0] == "R"
+            waiting = 0 if is_running else waiting + 1
             time.sleep(0.01)
         self.type("\x03")
 
