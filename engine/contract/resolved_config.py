@@ -13,7 +13,7 @@ from engine.contract.text_settings import TextSettings
 from engine.contract.worker_settings import Policy
 from engine.errors import InsufficientMemory, InvalidParameter
 
-AUTO_STEP_RATIO = 2.0
+AUTO_STEP_RATIO = 3.0
 """How many times longer prompts may make a step unless `max_step_ms` is set."""
 
 
@@ -270,8 +270,8 @@ def _wants_async_scheduling(intent: TextSettings, machine: MachineFacts) -> bool
 
 
 def _max_step_ratio(intent: TextSettings, machine: MachineFacts) -> float:
-    """The limit on how much longer prompts may make a step. With 2, prompts get as much of a step's
-    time as answers do.
+    """The limit on how much longer prompts may make a step. With 3, prompts get two
+    thirds of a step's time.
 
     There is none on a GPU unless asked for: steps with prompts were not timed there, and without
     `deterministic` the last bits of a text depend on the size of its chunks and so on the clock.

@@ -128,8 +128,8 @@ class TextSettings(TokenSettings, AdapterSettings):
         None,
         "Longest step that includes prompts while others are being answered, in milliseconds: "
         "prompts are cut so that the time between tokens stays below it; 0 is no limit. By "
-        "default, on a CPU, twice the time of the same step without prompts, but at least 25 ms; "
-        "on a GPU no limit.",
+        "default, on a CPU, three times the time of the same step without prompts, but at least "
+        "25 ms; on a GPU no limit.",
         ge=0.0,
         le=3_600_000.0,
     )

@@ -41,7 +41,13 @@ def requests_of(server):
 
 
 def stream(server, prompt, lines):
-    body = {"model": "two", "prompt": prompt, "max_tokens": 3000, "ignore_eos": True, "stream": True}
+    body = {
+        "model": "two",
+        "prompt": prompt,
+        "max_tokens": 3000,
+        "ignore_eos": True,
+        "stream": True,
+    }
     with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=60) as response:
         lines.extend(line for line in response.iter_lines() if line.startswith("data:"))
 

@@ -30,6 +30,10 @@ MACHINES = {
 }
 MAX_LEN = 8192
 LATE_S = 0.5
+EVEN = 5.0
+"""The most by which a gap may exceed the median. A step takes at most three times as long as one
+without prompts in which everybody decodes, and the median is often of a step in which few do.
+Without a target it is 12 and more."""
 
 
 @dataclass
@@ -175,12 +179,11 @@ def test_sixteen_clients_get_even_streams_and_prompts_do_not_pay(name: str, seed
     for run in range(3):
         before = serve(machine(name, seed + run), closed_loop(16, 4))
         after = serve(machine(name, seed + run), closed_loop(16, 4), **AUTO)
-        assert before.unevenness > 1.5 * after.unevenness, "nothing to smooth"
-        assert after.unevenness <= 2.5
+        assert before.unevenness > 1.2 * after.unevenness, "nothing to smooth"
+        assert after.unevenness <= EVEN
         assert after.duration_s <= 1.1 * before.duration_s
         first_s_ratios.append(after.mean_first_s / before.mean_first_s)
-    # The median: when clients happen to fall into step, one of them is up to 1.2.
-    assert median(first_s_ratios) <= 1.15
+    assert median(first_s_ratios) <= 1.0
 
 
 def test_a_target_in_milliseconds_is_kept(seed: int) -> None:
@@ -196,12 +199,12 @@ def test_one_giant_prompt_beside_fifteen_streams(name: str, seed: int) -> None:
     clients["giant"] = Client([6000], max_tokens=4, start_s=3.0)
     before = serve(machine(name, seed), clients)
     after = serve(machine(name, seed), clients, **AUTO)
-    assert after.gap(99, "c") <= 2.5 * after.gap(50, "c"), "its chunks still hold up streams"
-    assert after.gap(99, "c") < 0.7 * before.gap(99, "c")
-    # Half of the time is the prompt's, so that it takes about twice as long as it would alone. The
-    # most in 60 draws is 2.8 times.
+    assert after.gap(99, "c") <= EVEN * after.gap(50, "c"), "its chunks still hold up streams"
+    assert after.gap(99, "c") < 0.95 * before.gap(99, "c")
+    # Two thirds of the time are the prompt's, so that it takes about 1.5 times as long as it would
+    # alone. The most in 84 draws is 1.8 times.
     alone = serve(machine(name, seed), {"giant": clients["giant"]})
-    assert after.first_s["giant/0"] <= 3.4 * alone.first_s["giant/0"]
+    assert after.first_s["giant/0"] <= 2.4 * alone.first_s["giant/0"]
 
 
 @pytest.mark.each_value
@@ -244,7 +247,7 @@ def test_a_machine_that_becomes_three_times_slower(knobs: dict[str, float], seed
             times.append(seconds)
     assert len(times) > 100 and late
     times.sort()
-    assert percentile(times, 99) <= 2.5 * percentile(times, 50)
+    assert percentile(times, 99) <= EVEN * percentile(times, 50)
     if "max_step_ms" in knobs:
         # 16 decodes take 120 ms then: the target leaves a fifth.
         assert percentile(times, 95) < 0.150 * 1.3
@@ -269,7 +272,7 @@ def test_clients_that_leave_change_nothing_for_the_others(seed: int) -> None:
     for i in range(0, 16, 3):
         clients[f"c{i}"] = replace(clients[f"c{i}"], leaves_after=1 + i)
     after = serve(machine("many registers", seed), clients, **AUTO)
-    assert after.unevenness <= 2.5
+    assert after.unevenness <= EVEN
     assert len(after.first_s) == 16 * 4
 
 
@@ -287,5 +290,5 @@ def test_steps_launched_ahead_are_timed_too(knobs: dict[str, float], seed: int) 
     after = serve(
         machine("many registers", seed), closed_loop(16, 4), **knobs, async_scheduling=True
     )
-    assert after.unevenness <= 2.5
+    assert after.unevenness <= EVEN
     assert after.gap(99) < 0.2
