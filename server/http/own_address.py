@@ -15,6 +15,8 @@ from engine.errors import InvalidParameter
 
 TRUSTED_NAME = "tandem.trusted_name"
 """Key in a request's scope for the name that a trusted proxy was asked for."""
+WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+"""For each host that stands for all addresses, the one at which this machine finds it."""
 
 _NAME = re.compile(r"(?P<name>\[[0-9a-fA-F:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(?P<port>:[0-9]{1,5})?")
 
@@ -33,8 +35,8 @@ def own_url(request: Request, path: str, *, public_url: str | None, host: str) -
         return f"{public_url}{path}"
     trusted = request.scope.get(TRUSTED_NAME)
     asked = trusted if trusted is not None else request.headers.get("host", "")
-    found = _NAME.fullmatch(asked)
-    if found is None or (trusted is None and not _is_ours(found["name"], request, host)):
+    name = name_of_host(asked)
+    if name is None or (trusted is None and not _is_ours(name, request, host)):
         raise InvalidParameter(
             "the Host header does not name this server, so no url can be made for the client; "
             "use response_format b64_json, or start the server with --public-url",
@@ -44,10 +46,16 @@ def own_url(request: Request, path: str, *, public_url: str | None, host: str) -
     return f"{request.scope['scheme']}://{asked}{prefix}{path}"
 
 
+def name_of_host(header: str) -> str | None:
+    """The name or address in a `Host` header, in lower case and without the port; None if there
+    can be no such name."""
+    found = _NAME.fullmatch(header)
+    return None if found is None else found["name"].strip("[]").lower()
+
+
 def _is_ours(name: str, request: Request, host: str) -> bool:
-    name = name.strip("[]").lower()
     address = (request.scope.get("server") or ("",))[0]
-    return name in (host.lower(), address, *_machine_names()) or is_loopback(name)
+    return name in (host.lower(), address, *machine_names()) or is_loopback(name)
 
 
 def is_loopback(name: str) -> bool:
@@ -59,7 +67,7 @@ def is_loopback(name: str) -> bool:
 
 
 @cache
-def _machine_names() -> tuple[str, ...]:
+def machine_names() -> tuple[str, ...]:
     """Names of this machine, found without a name server."""
     name = socket.gethostname().lower()
     return name, name.partition(".")[0]

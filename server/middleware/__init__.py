@@ -1,8 +1,8 @@
 """The middleware that every request passes on its way to a route and back. It is pure ASGI, so
 streams pass untouched.
 
-    forwarded → HEAD → root path → request id → access log → CORS → recover → auth → body limit
-    → slow body → routes
+    forwarded → HEAD → root path → request id → access log → CORS → recover → host check or auth
+    → body limit → slow body → routes
 
 Refusals by the inner ones carry the request id and CORS headers and are logged.
 """
@@ -10,6 +10,7 @@ Refusals by the inner ones carry the request id and CORS headers and are logged.
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
+from server.http.own_address import WILDCARDS
 from server.http.usage import UsageTable
 from server.metrics import ServerMetrics
 from server.middleware.access_log import AccessLogMiddleware
@@ -17,6 +18,7 @@ from server.middleware.auth import AuthMiddleware
 from server.middleware.body_limit import BodyLimitMiddleware
 from server.middleware.forwarded import ForwardedMiddleware
 from server.middleware.head import HeadMiddleware
+from server.middleware.host_check import ANY_HOST, HostCheckMiddleware
 from server.middleware.recover import RecoverMiddleware
 from server.middleware.request_id import RequestIdMiddleware
 from server.middleware.root_path import RootPathMiddleware
@@ -39,6 +41,8 @@ def install(app: FastAPI, settings: Settings, metrics: ServerMetrics, usage: Usa
         app.add_middleware(
             AuthMiddleware, keys=keys, admin_keys=admin_keys, names=settings.key_names()
         )
+    if not keys and settings.host not in WILDCARDS and ANY_HOST not in settings.allowed_hosts:
+        app.add_middleware(HostCheckMiddleware, allowed_hosts=settings.own_hosts)
     app.add_middleware(RecoverMiddleware)
     if settings.cors_allow_origins:
         app.add_middleware(

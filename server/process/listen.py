@@ -9,6 +9,7 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
+from server.http.own_address import WILDCARDS
 from server.settings import Settings
 
 _BACKLOG = 2048
@@ -18,7 +19,6 @@ megabytes, which is minutes of tokens, before a reader that has stopped is notic
 _NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", None)  # Linux and macOS
 _OTHER_FILES = 256
 """File descriptors for libraries, pipes and sockets of the workers, and files of models."""
-_WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
 class ListenProblem(Exception):
@@ -51,7 +51,7 @@ def open_listener(settings: Settings) -> Listener:
         return Listener(_listen_unix(settings.uds), f"{scheme}://localhost", settings.uds)
     bound = _listen_tcp(settings.host, settings.port)
     host, port = bound.getsockname()[:2]
-    host = _WILDCARDS.get(host, host)
+    host = WILDCARDS.get(host, host)
     return Listener(bound, f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}")
 
 

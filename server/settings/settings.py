@@ -13,6 +13,7 @@ from dataclasses import fields, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import (
@@ -320,6 +321,12 @@ class Settings(BaseSettings):
         (),
         description="Origins whose web pages may call this server, * for any; without it CORS "
         "is off.",
+    )
+    allowed_hosts: Annotated[tuple[str, ...], *CommaList] = Field(
+        (),
+        description="Names by which clients may ask for a server that listens on 127.0.0.1 without "
+        "API keys, such as ai.example.com, besides localhost and the host of public_url; * allows "
+        "any, also to websites in this machine's browsers.",
     )
     max_body_bytes: int = Field(
         32 << 20, ge=1024, le=1 << 32, description="Largest request body, in bytes."
@@ -638,6 +645,12 @@ class Settings(BaseSettings):
             return self.engine.max_loras
         specs = map(ModelSpec.parse, self.models)
         return max(MAX_LORAS, *(len(spec.config(self.engine).lora) for spec in specs))
+
+    @property
+    def own_hosts(self) -> tuple[str, ...]:
+        """The names that the operator gives this server."""
+        public = urlsplit(self.public_url or "").hostname
+        return (*self.allowed_hosts, *([public] if public else []))
 
     @property
     def cache_path(self) -> Path:
