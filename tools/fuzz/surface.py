@@ -1,0 +1,148 @@
+"""The HTTP surface of a server that runs: requests made up from its OpenAPI document, and changed
+requests of clients of all dialects (`requests.json`)."""
+
+import base64
+import io
+import json
+import random
+import re
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from tools.endurance.judge import growths
+from tools.endurance.order import Names
+from tools.endurance.sample import Sample, look
+from tools.endurance.served import Material, Server
+from tools.fuzz.findings import Findings
+from tools.fuzz.mutations import changed_bytes, changed_json
+
+_TIMEOUT_S = 600.0
+"""Far longer than any request takes: this program and the server may be paused meanwhile."""
+_NUM_CHANGED = 200
+_NUM_MADE = 4
+"""Requests of one round: changed ones, and for each operation of the document."""
+_ENDLESS = "GET /models/sse"
+_FAULTS = (b'"internal_error"', b'"request_failed"', b'"engine_dead"')
+"""Codes of faults, which may also come within a stream."""
+_OPTIONS = ("--max-model-len", "128", "--max-image-megapixel-steps", "1", "--log-format", "json")
+
+
+def material(folder: Path) -> Material:
+    """A tiny text model and the built-in image model, with limits that keep requests short."""
+    from tools.tiny_models import TINY_MODELS
+
+    TINY_MODELS["llama"].save(folder / "tiny", seed=1)
+    options = ("--model", "tiny=$FOLDER/tiny", "--model", "tandem-shapes", *_OPTIONS)
+    return Material(folder, Names("tiny", "tandem-shapes", "", "", ""), options)
+
+
+class Surface:
+    """The requests of one run, and what must hold after each."""
+
+    def __init__(self, server: Server, seed: int, findings: Findings) -> None:
+        self._server = server
+        self._seed = seed
+        self._findings = findings
+        self._session = requests.Session()
+        self._session.trust_env = False
+        self._restarts = self._num_restarts()
+        self._samples: list[Sample] = []
+        self._began = time.monotonic()
+        self.statuses: Counter[str] = Counter()
+
+    def run(self, seconds: float) -> None:
+        """Send rounds of requests for a time, then look for growth."""
+        orders = _orders()
+        number = 0
+        while (elapsed_s := time.monotonic() - self._began) < seconds:
+            self._changed(orders, f"{self._seed} changed {number}")
+            self._made_up(f"{self._seed} made {number}")
+            self._samples.append(look(self._server.pid, elapsed_s, {}))
+            if (num_restarts := self._num_restarts()) > self._restarts:
+                self._restarts = num_restarts
+                self._findings.add("a worker died", f"{self._seed} round {number}", "", {})
+            number += 1
+        for fit in growths(self._samples, 0.25 * seconds):
+            if fit.is_too_much:
+                self._findings.add(f"growth of {fit.name}", str(self._seed), repr(fit), {})
+
+    def _changed(self, orders: list[dict[str, Any]], trial: str) -> None:
+        rng = random.Random(trial)
+        bodies = [order["body"] for order in orders]
+        for _ in range(_NUM_CHANGED):
+            order = rng.choice(orders)
+            body = json.dumps(changed_json(order["body"], rng, bodies)).encode()
+            if rng.random() < 0.15:
+                body = changed_bytes(body, rng)
+            url = f"{self._server.url}{order['path']}"
+            headers = {"Content-Type": "application/json"}
+            self._send(requests.Request("POST", url, headers, data=body), trial)
+
+    def _made_up(self, trial: str) -> None:
+        import hypothesis
+        import schemathesis
+
+        schema = schemathesis.openapi.from_url(f"{self._server.url}/openapi.json")
+        for result in schema.get_all_operations():
+            operation: Any = result.ok()  # type: ignore[union-attr]
+            if operation.label == _ENDLESS:
+                continue
+
+            @hypothesis.seed(f"{trial} {operation.label}")
+            @hypothesis.settings(
+                max_examples=_NUM_MADE,
+                deadline=None,
+                database=None,
+                phases=[hypothesis.Phase.generate],
+                suppress_health_check=list(hypothesis.HealthCheck),
+            )
+            @hypothesis.given(case=operation.as_strategy())
+            def send(case: Any) -> None:
+                fields = case.as_transport_kwargs(base_url=self._server.url)
+                self._send(requests.Request(**fields), trial)
+
+            send()
+
+    def _send(self, made: requests.Request, trial: str) -> None:
+        try:
+            request = made.prepare()
+        except ValueError:
+            return  # no client can send this
+        request.headers["Connection"] = "close"  # else one may be sent as the server closes
+        try:
+            response = self._session.send(request, timeout=_TIMEOUT_S)
+        except requests.RequestException as error:
+            self._found(type(error).__name__, request, trial)
+            return
+        self.statuses[str(response.status_code)] += 1
+        if response.status_code >= 500 or any(fault in response.content for fault in _FAULTS):
+            self._found(f"HTTP {response.status_code}", request, trial, response.content)
+
+    def _found(
+        self, what: str, request: requests.PreparedRequest, trial: str, answer: bytes = b""
+    ) -> None:
+        path = str(request.path_url).partition("?")[0]
+        body = request.body if isinstance(request.body, bytes) else str(request.body).encode()
+        sent = f"{request.method} {request.path_url}\n{dict(request.headers)}"
+        kind = f"{request.method} {path}: {what}"
+        self._findings.add(kind, trial, sent, {"body": body, "answer": answer})
+
+    def _num_restarts(self) -> float:
+        """How often workers have died."""
+        text = self._session.get(f"{self._server.url}/metrics").text
+        return sum(map(float, re.findall(r"^tandem_engine_restarts_total\S* (\S+)", text, re.M)))
+
+
+def _orders() -> list[dict[str, Any]]:
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.linear_gradient("L").resize((48, 48)).convert("RGB").save(file, "PNG")
+    picture = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    text = Path(__file__).with_name("requests.json").read_text()
+    found: list[dict[str, Any]] = json.loads(text.replace("PICTURE", picture))
+    return found
