@@ -36,6 +36,16 @@ RUN python -m kernels.tools.prebuild \
     [k.imported(kind.loader) for kind in k.KINDS.values()]" \
  && rm -rf /app/.venv/lib/python*/site-packages/torch/include
 
+# What no server reads: test suites, tools of libraries, and symbols, of which torch has 95 MB. Only
+# in the CPU image (it names an index), as nobody has tried a GPU's libraries without theirs.
+RUN test -z "$TORCH_INDEX" || { packages=$(echo /app/.venv/lib/python*/site-packages) \
+ && cd "$packages" \
+ && rm -r torch/bin/protoc* networkx onnxruntime/transformers onnxruntime/quantization \
+    onnxruntime/tools \
+ && find cv2/data -name "haarcascade_*" ! -name "*_frontalface_default.xml" -delete \
+ && find numpy scipy sympy -type d -name tests -prune -exec rm -r {} + \
+ && find . -type f -name "*.so*" ! -path "*.libs/*" -exec strip --strip-unneeded {} + ; }
+
 FROM ${BASE}
 
 # Triton's launchers are compiled on the machine that has the GPU; a CPU image needs no COMPILER.

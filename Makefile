@@ -13,7 +13,7 @@ BITS := $(addprefix tests/,kernels/test_row_invariance.py kernels/test_conv3x3.p
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-fast rungs clients wheel check format kernels-compile mutants bench-kernels bench loadtest soak chaos size growth clean
+.PHONY: help serve test test-fast rungs clients wheel check format kernels-compile mutants bench-kernels bench loadtest soak chaos fuzz size growth clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +57,9 @@ soak: $(VENV)/.dev  ## Mixed traffic for a long time: equal bits, no growth (ARG
 
 chaos: $(VENV)/.dev  ## Kill, stop and starve a server under load, by seed (ARGS="--seeds 50")
 	$(BIN)/python -m tools.endurance chaos $(ARGS)
+
+fuzz: $(VENV)/.dev  ## Damaged files for all readers, odd requests for all routes (ARGS="--hours 1 --seed 5")
+	$(BIN)/python -m tools.fuzz $(ARGS)
 
 bench: $(VENV)/.dev  ## Measure Tandem beside its peers, interleaved (needs the peers installed)
 	$(BIN)/python -m loadtest compare $(ARGS)

@@ -7,7 +7,8 @@ one from the same picture and trimap (closed-form alpha and multi-level foregrou
 and `rembg` one without a trimap (u2netp and alpha matting). Each library runs in a process of its
 own (`loadtest/matting_peer.py`), so that no time includes imports. All of them decode the picture
 and encode a PNG; the server does so over HTTP.
-Needs pymatting. `--rembg-python` is the interpreter of an environment that has rembg.
+Needs pymatting (`pip install pymatting`). `--rembg-python` is the interpreter of an environment
+that has rembg.
 """
 
 import argparse

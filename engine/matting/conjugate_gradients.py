@@ -1,8 +1,5 @@
-"""Solves a matting system with pauses.
-
-pymatting's own solver (`pymatting.cg`) does not pause, so a request could not be cancelled, and no
-other could have its turn, until it is done. The steps are the same.
-"""
+"""Solves a matting system with pauses, so that a request can be cancelled and others can have their
+turn."""
 
 import time
 from collections.abc import Callable, Generator
@@ -13,7 +10,7 @@ import numpy as np
 from engine.pictures.arrays import Doubles
 
 TOLERANCE = 1e-7
-"""The tolerance of the residual relative to the right-hand side; pymatting's value."""
+"""The tolerance of the residual relative to the right-hand side."""
 MAX_STEPS = 1000
 SLICE_S = 0.05
 """The time between two pauses, which does not change the result."""
@@ -27,11 +24,12 @@ def solve(
     max_steps: int = MAX_STEPS,
 ) -> Generator[None, None, tuple[Doubles, bool]]:
     """Solve `matrix x = rhs`; returns `x` and whether it is within the tolerance. The method is
-    that of preconditioned conjugate gradients (Hestenes and Stiefel 1952).
+    that of flexible conjugate gradients (Notay 2000, "Flexible Conjugate Gradients").
 
     Args:
         matrix: symmetric and positive definite.
-        precondition: multiplies a vector by roughly the inverse of `matrix`.
+        precondition: multiplies a vector by roughly the inverse of `matrix`; it need not be quite
+            symmetric.
     """
     x = np.zeros_like(rhs)
     residual = rhs.copy()
@@ -46,12 +44,13 @@ def solve(
         product = matrix @ direction
         step = rz / float(direction @ product)
         x += step * direction
-        residual -= step * product
+        change = -step * product
+        residual += change
         if float(np.linalg.norm(residual)) <= enough:
             return x, True
         z = precondition(residual)
-        before, rz = rz, float(residual @ z)
-        direction *= rz / before
+        direction *= float(change @ z) / rz
+        rz = float(residual @ z)
         direction += z
         if time.perf_counter() - paused_s > SLICE_S:
             yield

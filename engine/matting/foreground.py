@@ -1,16 +1,19 @@
 """Estimates the subject's own colours where it mixes with the background.
 
-The method is pymatting's multi-level estimation (Germer et al. 2020, "Fast Multi-Level Foreground
-Estimation").
+The method is multi-level estimation (Germer et al. 2020, "Fast Multi-Level Foreground Estimation"):
+a picture of one pixel is doubled again and again, and at each size both colours of a pixel move to
+where they mix to the picture's colour and are like their neighbours'. Pixels are updated like the
+fields of a chessboard, first the black ones, then the white ones.
 """
 
+import itertools
 import math
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from engine.matting.pymatting_library import pymatting
 from engine.pictures.arrays import Bools, Bytes, Floats, bands, scaled_size, unit
 from engine.pictures.resizing import enlarged_rows, resized
 
@@ -21,6 +24,13 @@ possible."""
 MARGIN = 16
 """The width of a margin around the subject that also gets its colours, since scaling a cut-out
 without regard to alpha mixes them in. Everything beyond is black."""
+
+
+SMALL_SIDE, SMALL_SWEEPS, SWEEPS = 32, 10, 2
+"""Sweeps over pictures up to this side, and over larger ones; the paper's values."""
+REGULARISATION = np.float32(1e-5)
+"""The weight of a neighbour with the same alpha; the paper's value."""
+_STEPS = ((-1, 0), (1, 0), (0, -1), (0, 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +54,8 @@ def estimate_foreground(image: Bytes, alpha: Floats) -> Generator[None, None, Fo
     low = scaled_size(height, width, math.sqrt(MAX_PIXELS / part_alpha.size))
     small = unit(np.ascontiguousarray(resized(part, *low)))
     small_alpha = np.ascontiguousarray(resized(part_alpha, *low))
-    # The method starts from a single pixel and doubles, so the picture must have more than one.
-    padding = [(0, max(0, 2 - side)) for side in low]
-    padded = np.pad(small, [*padding, (0, 0)], mode="edge")
-    both = pymatting("estimate_foreground_ml")(
-        padded, np.pad(small_alpha, padding, mode="edge"), return_background=True
-    )
-    front, back = (np.ascontiguousarray(found[: low[0], : low[1]]) for found in both)
-    yield
+    both = yield from _estimated(small, small_alpha)
+    front, back = (np.ascontiguousarray(found) for found in (both[..., :3], both[..., 3:]))
     if low == (height, width):
         colours[area] = _bytes(front)
     else:
@@ -67,6 +71,73 @@ def estimate_foreground(image: Bytes, alpha: Floats) -> Generator[None, None, Fo
             )
             yield
     return Foreground(colours, low[1], low[0])
+
+
+def _estimated(image: Floats, alpha: Floats) -> Generator[None, None, Floats]:
+    """The colours [H, W, 6] of the subject, then those of the background, at a picture's size."""
+    height, width = alpha.shape
+    means = [_mean(image, alpha > 0.9), _mean(image, alpha < 0.1)]
+    both = np.concatenate(means, dtype=np.float32)[None, None]
+    num_levels = max(1, math.ceil(math.log2(max(height, width))))
+    for level in range(num_levels + 1):
+        size = [round(side ** (level / num_levels)) for side in (height, width)]
+        num_sweeps = SMALL_SWEEPS if max(size) <= SMALL_SIDE else SWEEPS
+        both = _smoothed(_nearest(image, size), _nearest(alpha, size), both, num_sweeps)
+        yield
+    return both
+
+
+def _mean(image: Floats, region: Bools) -> Floats:
+    return np.asarray(image[region].sum(axis=0) / (region.sum() + 1e-5))
+
+
+def _nearest(array: Any, size: Sequence[int]) -> Any:
+    """An array scaled to another size without mixing pixels."""
+    rows, columns = (np.arange(to) * of // to for to, of in zip(size, array.shape, strict=False))
+    return array[rows[:, None], columns]
+
+
+def _smoothed(image: Floats, alpha: Floats, both: Floats, num_sweeps: int) -> Floats:
+    """Both colours after some sweeps over all pixels of a picture.
+
+    Pixel by pixel, colours F and B minimise `(alpha F + (1 - alpha) B - I)^2` and, for each of four
+    neighbours, the squared differences to its colours, weighted by how alpha changes.
+    """
+    height, width = alpha.shape
+    colours = np.pad(_nearest(both, (height, width)), [(1, 1), (1, 1), (0, 0)], mode="edge")
+    beside = np.pad(alpha, 1, mode="edge")
+    shares = np.stack([alpha, 1 - alpha], axis=-1)
+    weights = np.stack(
+        [REGULARISATION + np.abs(alpha - _shifted(beside, *step)) for step in _STEPS], axis=-1
+    )
+    diagonal = shares * shares + weights.sum(axis=-1, keepdims=True)
+    mixed = alpha * (1 - alpha)
+    scale = 1 / (diagonal[..., 0] * diagonal[..., 1] - mixed * mixed)
+    for _, first in itertools.product(range(num_sweeps), (0, 1)):
+        for top in (0, 1):
+            field = np.s_[top::2, (top + first) % 2 :: 2]
+            wanted = shares[field][..., None] * image[field][..., None, :]
+            for number, step in enumerate(_STEPS):
+                near = _shifted(colours, *step)[field].reshape(wanted.shape)
+                wanted += weights[field][..., number, None, None] * near
+            front, back = wanted[..., 0, :], wanted[..., 1, :]
+            across = mixed[field][..., None]
+            found = [
+                diagonal[field][..., 1:] * front - across * back,
+                diagonal[field][..., :1] * back - across * front,
+            ]
+            new = np.concatenate(found, axis=-1) * scale[field][..., None]
+            _shifted(colours, 0, 0)[field] = new.clip(0.0, 1.0)
+        for edge, inside in ((0, 1), (-1, -2)):
+            colours[edge] = colours[inside]
+            colours[:, edge] = colours[:, inside]
+    return np.asarray(_shifted(colours, 0, 0))
+
+
+def _shifted(padded: Any, down: int, right: int) -> Any:
+    """An array without its margin of one pixel, as seen from a neighbour."""
+    height, width = padded.shape[:2]
+    return padded[1 + down : height - 1 + down, 1 + right : width - 1 + right]
 
 
 def _surroundings(region: Bools, margin: int) -> tuple[slice, slice]:

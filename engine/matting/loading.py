@@ -49,7 +49,7 @@ def load_engine(
     limit_threads(num_threads)
     cv2.setNumThreads(num_threads)
     network = load_network(checkpoint.path, facts, num_threads)
-    host.report(Phase.WARMING_UP, None, "compiling the solver, once per machine")
+    host.report(Phase.WARMING_UP)
     limits = MattingLimits(
         max_num_images=intent.max_num_images,
         max_num_queued=intent.max_num_queued,

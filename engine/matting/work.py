@@ -24,7 +24,7 @@ WORK_BYTES = 1 << 30
 """The most memory of all pictures in progress, unless a single picture takes more."""
 BYTES_PER_PIXEL = 48
 """The bytes per pixel of a large picture: itself, its trimap, alpha, colours and the answer."""
-SOLVER_BYTES = 450 << 20
+SOLVER_BYTES = 640 << 20
 SOLVER_PIXELS = 1_000_000
 """A picture with this many pixels or more may need all of `SOLVER_BYTES`."""
 

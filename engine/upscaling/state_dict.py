@@ -62,7 +62,7 @@ def _check_archive(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
+    except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError) as error:
         raise CorruptFile(f"{path.name} is damaged; fetch it again") from error
     for entry in entries:
         is_packed = entry.compress_type != zipfile.ZIP_STORED

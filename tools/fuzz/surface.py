@@ -56,10 +56,10 @@ class Surface:
 
     def run(self, seconds: float) -> None:
         """Send rounds of requests for a time, then look for growth."""
-        orders = _orders()
+        every = orders()
         number = 0
         while (elapsed_s := time.monotonic() - self._began) < seconds:
-            self._changed(orders, f"{self._seed} changed {number}")
+            self._changed(every, f"{self._seed} changed {number}")
             self._made_up(f"{self._seed} made {number}")
             self._samples.append(look(self._server.pid, elapsed_s, {}))
             if (num_restarts := self._num_restarts()) > self._restarts:
@@ -137,7 +137,7 @@ class Surface:
         return sum(map(float, re.findall(r"^tandem_engine_restarts_total\S* (\S+)", text, re.M)))
 
 
-def _orders() -> list[dict[str, Any]]:
+def orders() -> list[dict[str, Any]]:
     from PIL import Image
 
     file = io.BytesIO()

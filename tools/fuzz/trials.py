@@ -24,7 +24,7 @@ from tools.fuzz.readers import READERS, change_file
 
 _CPU_S = 20
 _MEMORY_BYTES = 2 << 30
-_WARM_UP = 300
+_WARM_UP = 1000
 """Trials after which libraries have what they keep."""
 _GROWTH_BYTES = 64 << 20
 _PATIENCE_S = 3600.0
@@ -143,10 +143,10 @@ def _answer(pipe: Connection, name: str, folder: Path) -> None:
         rng = random.Random(trial)
         change_file(rng.choice(sorted(now.iterdir())), rng)
         limit_time(_CPU_S)
-        pipe.send(_outcome(reader.read, path))
+        pipe.send(outcome_of(reader.read, path))
 
 
-def _outcome(read: object, path: Path) -> Outcome:
+def outcome_of(read: object, path: Path) -> Outcome:
     assert callable(read)
     try:
         read(path)

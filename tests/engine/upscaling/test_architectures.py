@@ -158,6 +158,18 @@ def test_a_pickle_that_does_more_than_hold_tensors_is_not_opened(tmp_path: Path)
         read_state_dict(path)
 
 
+def test_an_archive_of_a_later_version_is_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "net.pth"
+    torch.save({"body.0.weight": torch.zeros(1)}, path)
+    entry = path.read_bytes().index(b"PK\1\2")
+    for version in (64, 255):
+        data = bytearray(path.read_bytes())
+        data[entry + 6] = version  # needed to extract
+        path.write_bytes(data)
+        with pytest.raises(CorruptFile, match="damaged"):
+            read_state_dict(path)
+
+
 def test_files_that_claim_more_than_they_hold_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "net.pth"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
