@@ -36,7 +36,7 @@ RUN python -m kernels.tools.prebuild \
     [k.imported(kind.loader) for kind in k.KINDS.values()]" \
  && rm -rf /app/.venv/lib/python*/site-packages/torch/include
 
-# What no server reads: test suites, tools of libraries, and symbols, of which torch has 95 MB. Only
+# What no server reads: test suites, tools of libraries, and symbols, of which torch has 92 MB. Only
 # in the CPU image (it names an index), as nobody has tried a GPU's libraries without theirs.
 RUN test -z "$TORCH_INDEX" || { packages=$(echo /app/.venv/lib/python*/site-packages) \
  && cd "$packages" \
