@@ -54,7 +54,10 @@ async def _surface(seed: int, seconds: float, findings: Findings) -> None:
     with tempfile.TemporaryDirectory() as folder:
         async with running(material(Path(folder)), _FOLDER / "surface.log") as server:
             surface = Surface(server, seed, findings)
-            await asyncio.to_thread(surface.run, seconds)
+            try:
+                await asyncio.to_thread(surface.run, seconds)
+            finally:
+                surface.is_stopped = True
             for problem in await server.end():
                 findings.add(problem, str(seed), problem, {})
         counted = dict(surface.statuses.most_common())

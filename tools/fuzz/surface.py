@@ -53,12 +53,14 @@ class Surface:
         self._samples: list[Sample] = []
         self._began = time.monotonic()
         self.statuses: Counter[str] = Counter()
+        self.is_stopped = False
+        """Set from outside to end `run` after the round."""
 
     def run(self, seconds: float) -> None:
         """Send rounds of requests for a time, then look for growth."""
         every = orders()
         number = 0
-        while (elapsed_s := time.monotonic() - self._began) < seconds:
+        while not self.is_stopped and (elapsed_s := time.monotonic() - self._began) < seconds:
             self._changed(every, f"{self._seed} changed {number}")
             self._made_up(f"{self._seed} made {number}")
             self._samples.append(look(self._server.pid, elapsed_s, {}))
