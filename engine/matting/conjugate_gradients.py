@@ -11,7 +11,7 @@ from engine.pictures.arrays import Doubles
 
 TOLERANCE = 1e-7
 """The tolerance of the residual relative to the right-hand side."""
-MAX_STEPS = 1000
+MAX_STEPS = 250
 SLICE_S = 0.05
 """The time between two pauses, which does not change the result."""
 
