@@ -31,6 +31,8 @@ RESIDENT = ("BF16", "Q8_0", "Q4_K_M", "Q4_0")
 PLAIN = "bf16.gguf"
 FITTED = {"gptq-4": ("gptq", 4), "gptq-3": ("gptq", 3), "awq-4": ("awq", 4)}
 """The folders that GPTQModel makes, with method and bits."""
+HQQ_BITS = (8, 4, 3, 2)
+"""The bits of the folders that hqq makes, which looks at no text."""
 ORIGINAL = Format("BF16", PLAIN, "none")
 FORMATS = (
     ORIGINAL,
@@ -38,6 +40,7 @@ FORMATS = (
     Format("GPTQ, 4 bits", "gptq-4", "gptq"),
     Format("GPTQ, 3 bits", "gptq-3", "gptq"),
     Format("AWQ, 4 bits", "awq-4", "awq"),
+    *(Format(f"HQQ, {bits} bits", f"hqq-{bits}", "hqq") for bits in HQQ_BITS),
     Format("`int8-weights`, at load", PLAIN, "int8-weights"),
     Format("`int8`, at load", PLAIN, "int8"),
     Format("`bnb-int8`, at load", PLAIN, "bnb-int8"),
