@@ -53,7 +53,7 @@ async def _asked(one: Format, path: Path, folder: Path) -> dict[str, Run]:
         async with Endpoint(served.client.target.url) as endpoint:
             for name, (asking, _, _) in ASKED.items():
                 task = load_task(DOCS / "evaluation" / f"{name}.jsonl")
-                await run_task(endpoint, task, asking, folder / name, concurrency=8)
+                await run_task(endpoint, task, asking, folder / name, concurrency=32)
     return {name: load_run(folder / name) for name in ASKED}
 
 

@@ -91,8 +91,18 @@ def losses(data: Mapping[str, Any]) -> str:
             points = [_difference(answers[name][task], in_percent=True) for task in TASKS]
             lines.append([name, *told, *points])
         heads = ("", *SHOWN_GROUPS, *SHOWN_KINDS, *TASKS.values())
-        parts += [f"**{model.title}**", table(heads, lines, num_text_columns=1)]
+        parts += [f"**{model.title}**", table(heads, lines, num_text_columns=1), *_by_bits(rows)]
     return "\n\n".join(parts) or "Not measured yet."
+
+
+def _by_bits(rows: Rows) -> Iterator[str]:
+    """How far apart the groups of texts are, by bits."""
+    told = []
+    for name in (name for name in SHOWN_LOSSES if name.startswith("HQQ") and name in rows):
+        values = sorted(one["difference"] for one in rows[name]["groups"].values())
+        told.append(f"{values[0]:.2f} to {values[-1]:.2f} in {name.removeprefix('HQQ, ')}")
+    if told:
+        yield f"Depending on the language, HQQ adds {', '.join(told)}."
 
 
 def _shown_losses(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -5,7 +5,6 @@ other, so they are a group, and intervals come from resampled groups.
 """
 
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from evaluation.asking import Asking
@@ -19,6 +18,8 @@ from loadtest.machine import provenance
 from tools.sampling_study.server import Server
 
 TASKS = Path(__file__).parents[2] / "docs" / "evaluation"
+RUNS = "/tmp/sampling-study-{}-{:g}.jsonl"
+"""The files of the runs; what was measured before an interruption is not asked again."""
 TEMPERATURES = (0.0, 0.3, 0.5, 0.7, 1.0, 1.3, 1.6, 2.0)
 REPEATS = 5
 MAX_TOKENS = 32
@@ -28,15 +29,14 @@ SCORED = {"arithmetic": ("exact_match", r"-?\d+"), "options": ("contains", None)
 
 async def accuracy(server: Server) -> dict[str, Any]:
     """The accuracy at each temperature, and its difference from that at temperature 0."""
-    with TemporaryDirectory() as folder:
-        tasks = {name: await _rows(server, name, Path(folder)) for name in SCORED}
+    tasks = {name: await _rows(server, name) for name in SCORED}
     return {**provenance("", "tools.sampling_study"), "repeats": REPEATS, "tasks": tasks}
 
 
-async def _rows(server: Server, name: str, folder: Path) -> list[dict[str, Any]]:
+async def _rows(server: Server, name: str) -> list[dict[str, Any]]:
     score, pattern = SCORED[name]
     scores, extraction = chosen_scores([score]), Extraction.of(pattern)
-    runs = [await _run(server, name, t, folder / f"{name}-{t:g}") for t in TEMPERATURES]
+    runs = [await _run(server, name, t) for t in TEMPERATURES]
     return [
         {
             "temperature": temperature,
@@ -47,9 +47,12 @@ async def _rows(server: Server, name: str, folder: Path) -> list[dict[str, Any]]
     ]
 
 
-async def _run(server: Server, name: str, temperature: float, path: Path) -> Run:
+async def _run(server: Server, name: str, temperature: float) -> Run:
+    path = Path(RUNS.format(name, temperature))
     task = load_task(TASKS / f"{name}.jsonl").repeated(REPEATS)
     asking = Asking(server.model, temperature=temperature, max_tokens=MAX_TOKENS, seed=1)
     async with Endpoint(server.url) as endpoint:
-        await run_task(endpoint, task, asking, path, concurrency=8)
+        outcome = await run_task(endpoint, task, asking, path, concurrency=32)
+    if outcome.failed:
+        raise outcome.failed[0][1]
     return load_run(path)
