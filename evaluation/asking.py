@@ -1,5 +1,6 @@
 """What is asked of a model for each item of a task."""
 
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -15,6 +16,9 @@ from evaluation.task import Item, Task
 @dataclass(frozen=True, slots=True)
 class Asking:
     """How a model is asked. Answers of different askings are never mixed.
+
+    Each item has a seed of its own, made from `seed` and its id. With one seed for all, each item
+    would meet the same random numbers, and the answers would not be independent.
 
     Attributes:
         asked: texts, or the log-likelihoods of choices.
@@ -68,7 +72,10 @@ class Asking:
 
     def request(self, item: Item) -> tuple[str, dict[str, Any]]:
         """Path and body of the request for an item's text."""
-        body = {"model": self.model, **self._sampling(), **self.body}
+        body = {"model": self.model, **self._sampling()}
+        if self.seed is not None:
+            body["seed"] = zlib.crc32(f"{self.seed} {item.id}".encode())
+        body |= self.body
         if self.endpoint == "chat":
             return "/v1/chat/completions", {"messages": self.messages(item), **body}
         return "/v1/completions", {"prompt": item.prompt, **body}

@@ -43,8 +43,12 @@ class ScoreRows:
 
 def mean_rows(scores: Sequence[float]) -> ScoreRows:
     """The rows of a mean."""
-    column = np.array(scores, np.float64)
-    return ScoreRows(np.stack([column, np.ones_like(column)], axis=1), _means)
+    return ratio_rows(scores, np.ones(len(scores)))
+
+
+def ratio_rows(sums: Sequence[float], counts: Sequence[float] | Floats) -> ScoreRows:
+    """The rows of a mean of parts, of which each item has a sum and a number."""
+    return ScoreRows(np.stack([sums, counts], axis=1).astype(np.float64), _ratios)
 
 
 def share_rows(scores: Sequence[float]) -> ScoreRows:
@@ -52,5 +56,5 @@ def share_rows(scores: Sequence[float]) -> ScoreRows:
     return replace(mean_rows(scores), is_binary=True)
 
 
-def _means(sums: Floats) -> Floats:
+def _ratios(sums: Floats) -> Floats:
     return np.asarray(sums[:, 0] / sums[:, 1], np.float64)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,19 @@ class Task:
             return self
         digest = f"{self.digest}, first {limit}"
         return Task(self.path, self.name, digest, self.items[:limit], self.lines[:limit])
+
+    def repeated(self, times: int) -> "Task":
+        """The task with each item several times, as a group; it counts as another task."""
+        if times == 1:
+            return self
+        items = [
+            replace(item, id=f"{item.id}, {number}", group=item.group or item.id)
+            for item in self.items
+            for number in range(1, times + 1)
+        ]
+        lines = [line for line in self.lines for _ in range(times)]
+        digest = f"{self.digest}, {times} times"
+        return Task(self.path, self.name, digest, tuple(items), tuple(lines))
 
 
 def load_task(path: Path) -> Task:

@@ -109,6 +109,10 @@ def run(
     stop: Annotated[list[str] | None, typer.Option(help="Text that ends an answer.")] = None,
     body: Body = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Ask only the first items.")] = None,
+    repeats: Annotated[
+        int,
+        typer.Option(min=1, help="How often each item is asked, with other seeds, as one group."),
+    ] = 1,
     concurrency: Concurrency = 8,
     timeout: Timeout = 600.0,
     as_json: Json = False,
@@ -123,7 +127,7 @@ def run(
     from evaluation.task import load_task
 
     address = _address(url, api_key, timeout, concurrency)
-    items = load_task(task).first(limit)
+    items = load_task(task).first(limit).repeated(repeats)
     asked = asked_by(chosen_scores(score or ()), items.items)
     has_prompts = all(item.prompt is not None for item in items.items)
     continues = asked == "choices" and has_prompts and system is None

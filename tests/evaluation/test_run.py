@@ -40,12 +40,33 @@ def test_a_run_is_scored_and_written(words, invoke, quiz, tmp_path):
     assert (report["num_answered"], report["asking"]["model"]) == (NUM, "words")
     assert {headers["authorization"] for headers in words.headers} == {"Bearer secret"}
     _, body = words.bodies[0]
-    sampling = {"temperature": 0.0, "max_tokens": 9, "seed": 5, "stop": ["x"], "top_p": 0.5}
+    sampling = {"temperature": 0.0, "max_tokens": 9, "stop": ["x"], "top_p": 0.5}
+    sampling["seed"] = body["seed"]
     assert body == {"model": "words", "messages": body["messages"], **sampling}
     assert f"{NUM} of {NUM}" in err
     code, out, _ = invoke("report", output)
     assert code == 0 and "0.500" in out and "exact_match" in out
     assert len(words.bodies) == NUM
+
+
+def test_repeated_items_are_groups_and_each_request_has_its_own_seed(words, invoke, quiz, tmp_path):
+    def seeds(name, seed):
+        words.bodies.clear()
+        options = ("--repeats", 3, "--seed", seed, "--json")
+        code, out, err = invoke("run", quiz, "-o", tmp_path / name, *options)
+        assert code == 0, err
+        return json.loads(out), {
+            (body["messages"][0]["content"], body["seed"]) for _, body in words.bodies
+        }
+
+    report, first = seeds("a.jsonl", 1)
+    assert (report["num_answered"], report["num_groups"]) == (3 * NUM, NUM)
+    assert report["scores"]["exact_match"]["interval"] == f"bootstrap of {NUM} groups"
+    assert len({seed for _, seed in first}) == 3 * NUM
+    assert seeds("b.jsonl", 1)[1] == first
+    assert not first & seeds("c.jsonl", 2)[1]
+    code, _, err = invoke("run", quiz, "-o", tmp_path / "a.jsonl", "--seed", 1)
+    assert code == 2 and "another version of a task" in err
 
 
 def test_a_run_that_was_killed_goes_on(words, invoke, quiz, tmp_path):

@@ -2,12 +2,15 @@
 
     python -m tools.quantization_table prepare FOLDER --text TEXT --llama BIN [--gptq-python PYTHON]
     python -m tools.quantization_table quality FOLDER --text TEXT --llama BIN
+    python -m tools.quantization_table losses FOLDER
+    python -m tools.quantization_table answers FOLDER
     python -m tools.quantization_table memory FOLDER
     python -m tools.quantization_table speed FOLDER
     python -m tools.quantization_table page
 
 `prepare` makes the files with llama.cpp's programs (in BIN) and, given a Python that has it, with
-GPTQModel. `quality` takes minutes and may be interrupted; it continues where it stopped. `memory`
+GPTQModel and hqq. `quality`, `losses` (of texts in ten languages) and `answers` (to the tasks of
+docs/evaluation) take minutes and may be interrupted; they continue where they stopped. `memory`
 measures the models whose files are in the folder, including those of `loadtest.random_llama`. Only
 `speed` needs a quiet machine. All write docs/quantization.json, and `page` writes the page from it.
 """
@@ -16,14 +19,14 @@ import argparse
 import asyncio
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from loadtest.machine import provenance
 from loadtest.markdown import page_with
 from tools.quantization_table.formats import ALL_MODELS, MODELS, RESIDENT, Model
-from tools.quantization_table.page import COMMAND, DATA, PAGE, sections
+from tools.quantization_table.page import COMMAND, DATA, DOCS, PAGE, sections
 
 LOGS = Path("/tmp/quantization-table")
 
@@ -54,6 +57,9 @@ def main() -> None:
     one = step(quality, "folder", "model", "text")
     one.add_argument("--passages", type=int, default=16)
     one.add_argument("--again", action="store_true", help="repeat finished measurements, too")
+    for work in (losses, answers):
+        one = step(work, "folder", "model")
+        one.add_argument("--again", action="store_true", help="repeat finished measurements, too")
     step(memory, "folder")
     one = step(speed, "folder", "model")
     one.add_argument("--seconds", type=float, default=590.0, help="limit for the whole step")
@@ -99,6 +105,33 @@ def quality(options: argparse.Namespace) -> None:
                 _save("quality", known)
 
 
+def losses(options: argparse.Namespace) -> None:
+    from tools.quantization_table import losses as measuring
+
+    _each_format("losses", options, measuring.measure_losses)
+
+
+def answers(options: argparse.Namespace) -> None:
+    from tools.quantization_table import answers as asking
+
+    _each_format("answers", options, asking.measure_answers)
+
+
+def _each_format(
+    name: str,
+    options: argparse.Namespace,
+    measure: Callable[[Path, Model, Sequence[str]], Iterable[tuple[str, dict[str, Any]]]],
+) -> None:
+    """Measure the formats that lack results and save each at once."""
+    known = {} if options.again else _data().get(name, {})
+    for model in _models(options):
+        rows = known.setdefault(model.name, {})
+        for format_name, found in measure(options.folder, model, list(rows)):
+            rows[format_name] = found
+            print(f"{model.name} {format_name}", flush=True)
+            _save(name, known)
+
+
 def memory(options: argparse.Namespace) -> None:
     from tools.quantization_table import quality as measuring
     from tools.quantization_table import speed as serving
@@ -137,7 +170,11 @@ def speed(options: argparse.Namespace) -> None:
 
 
 def page(options: argparse.Namespace) -> None:
-    PAGE.write_text(page_with(PAGE.read_text(), sections(_data()), COMMAND))
+    from tools.quantization_table.plot import plot_losses
+
+    data = _data()
+    PAGE.write_text(page_with(PAGE.read_text(), sections(data), COMMAND))
+    plot_losses(data["losses"][MODELS[0].name], DOCS / "img" / "quantization-losses.svg")
 
 
 def _models(options: argparse.Namespace) -> list[Model]:

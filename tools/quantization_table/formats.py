@@ -31,6 +31,8 @@ RESIDENT = ("BF16", "Q8_0", "Q4_K_M", "Q4_0")
 PLAIN = "bf16.gguf"
 FITTED = {"gptq-4": ("gptq", 4), "gptq-3": ("gptq", 3), "awq-4": ("awq", 4)}
 """The folders that GPTQModel makes, with method and bits."""
+HQQ_BITS = (4, 3, 2)
+"""The bits of the folders that hqq makes, which looks at no text."""
 ORIGINAL = Format("BF16", PLAIN, "none")
 FORMATS = (
     ORIGINAL,
@@ -38,12 +40,25 @@ FORMATS = (
     Format("GPTQ, 4 bits", "gptq-4", "gptq"),
     Format("GPTQ, 3 bits", "gptq-3", "gptq"),
     Format("AWQ, 4 bits", "awq-4", "awq"),
+    *(Format(f"HQQ, {bits} bits", f"hqq-{bits}", "hqq") for bits in HQQ_BITS),
     Format("`int8-weights`, at load", PLAIN, "int8-weights"),
     Format("`int8`, at load", PLAIN, "int8"),
     Format("`bnb-int8`, at load", PLAIN, "bnb-int8"),
     Format("`int4`, at load", PLAIN, "int4"),
     Format("`bnb-nf4`, at load", PLAIN, "bnb-nf4"),
 )
+WHOLE_BITS = {
+    "Q8_0": 8,
+    "Q4_K_M": 5,
+    "Q4_0": 4,
+    "HQQ, 4 bits": 4,
+    "Q3_K_M": 4,
+    "Q2_K": 4,
+    "HQQ, 3 bits": 3,
+    "HQQ, 2 bits": 2,
+}
+"""The formats of the plot of losses, and the bits that most weights of the table's models have in
+them, without scales: see the types in brackets in the table of formats."""
 
 
 @dataclass(frozen=True, slots=True)

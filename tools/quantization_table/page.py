@@ -26,6 +26,13 @@ SHOWN_CLASSES = ("Q8_0", "Q4_K_M", "Q3_K_M", "Q2_K", "GPTQ, 4 bits", "GPTQ, 3 bi
 SHARE_OF_4_BITS = 0.4
 """The share of the 16-bit file that weights in 4 bits should take."""
 WARNED = ("Q2_K", "GPTQ, 3 bits")
+SHOWN_LOSSES = (
+    *("Q8_0", "Q4_K_M", "Q4_0", "Q3_K_M", "Q2_K", "GPTQ, 4 bits", "GPTQ, 3 bits"),
+    *("`bnb-nf4`, at load", "HQQ, 4 bits", "HQQ, 3 bits", "HQQ, 2 bits"),
+)
+SHOWN_GROUPS = ("English", "German", "Russian", "Chinese", "Hindi", "Python")
+SHOWN_KINDS = ("continuations", "digits")
+TASKS = {"arithmetic": "sums", "choices": "choices"}
 
 Rows = Mapping[str, Mapping[str, Any]]
 
@@ -35,6 +42,7 @@ def sections(data: Mapping[str, Any]) -> dict[str, str]:
     return {
         "formats": formats(data),
         "classes": classes(data),
+        "losses": losses(data),
         "memory": memory(data),
         "warnings": warnings(data),
     }
@@ -64,6 +72,48 @@ def classes(data: Mapping[str, Any]) -> str:
                 rows.append([name, *map(_class, quality[name]["classes"].values())])
         parts += [f"**{model.title}**", table(["", *counts], rows, num_text_columns=1)]
     return "\n\n".join(parts)
+
+
+def losses(data: Mapping[str, Any]) -> str:
+    """What formats lose by language, kind of token and task, each with half of its interval."""
+    parts = []
+    for model in MODELS:
+        rows = data.get("losses", {}).get(model.name, {})
+        answers = data.get("answers", {}).get(model.name, {})
+        names = [name for name in SHOWN_LOSSES if name in rows and name in answers]
+        if not names:
+            continue
+        originals = [f"{one['original']:.2f}" for one in _shown_losses(rows[names[0]])]
+        shares = [f"{100 * answers[ORIGINAL.name][task]['first']:.0f} %" for task in TASKS]
+        lines = [["*original*", *originals, *shares]]
+        for name in names:
+            told = [_difference(one) for one in _shown_losses(rows[name])]
+            points = [_difference(answers[name][task], in_percent=True) for task in TASKS]
+            lines.append([name, *told, *points])
+        heads = ("", *SHOWN_GROUPS, *SHOWN_KINDS, *TASKS.values())
+        parts += [f"**{model.title}**", table(heads, lines, num_text_columns=1), *_by_bits(rows)]
+    return "\n\n".join(parts) or "Not measured yet."
+
+
+def _by_bits(rows: Rows) -> Iterator[str]:
+    """How far apart the groups of texts are, by bits."""
+    told = []
+    for name in (name for name in SHOWN_LOSSES if name.startswith("HQQ") and name in rows):
+        values = sorted(one["difference"] for one in rows[name]["groups"].values())
+        told.append(f"{values[0]:.2f} to {values[-1]:.2f} in {name.removeprefix('HQQ, ')}")
+    if told:
+        yield f"Depending on the language, HQQ adds {', '.join(told)}."
+
+
+def _shown_losses(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    groups = [row["groups"][name] for name in SHOWN_GROUPS]
+    return groups + [row["kinds"][name] for name in SHOWN_KINDS]
+
+
+def _difference(row: Mapping[str, Any], *, in_percent: bool = False) -> str:
+    scale, digits = (100, 0) if in_percent else (1, 2)
+    half = scale * (row["high"] - row["low"]) / 2
+    return f"{scale * row['difference']:+.{digits}f} ±{half:.{digits}f}"
 
 
 def memory(data: Mapping[str, Any]) -> str:

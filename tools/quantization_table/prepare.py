@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from engine.weights.source import resolve_source
-from tools.quantization_table.formats import FITTED, GGUF_TYPES, PLAIN, Model
+from tools.quantization_table.formats import FITTED, GGUF_TYPES, HQQ_BITS, PLAIN, Model
 
 CACHE = Path("~/.cache/tandem").expanduser()
 FOLDER = "hf"
@@ -18,7 +18,8 @@ def prepare(folder: Path, model: Model, llama: Path, gptq_python: str | None, te
 
     Args:
         llama: where llama.cpp's programs are.
-        gptq_python: a Python that has GPTQModel; without one, no GPTQ and AWQ files are made.
+        gptq_python: a Python that has GPTQModel and hqq; without one, no GPTQ, AWQ and HQQ files
+            are made.
         text: GPTQ and AWQ are fitted to its second half; perplexity is measured on its beginning.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -37,6 +38,8 @@ def prepare(folder: Path, model: Model, llama: Path, gptq_python: str | None, te
     if not whole.exists():
         _write_folder(plain, whole)
     if gptq_python is not None:
+        for bits in HQQ_BITS:
+            _write_hqq(whole, model.path(folder, f"hqq-{bits}"), gptq_python, bits)
         _fit(folder, model, gptq_python, text)
 
 
@@ -81,6 +84,16 @@ def _write_folder(plain: Path, folder: Path) -> None:
     written.save_pretrained(part)
     AutoTokenizer.from_pretrained(**source).save_pretrained(part)
     part.rename(folder)
+
+
+def _write_hqq(source: Path, path: Path, python: str, bits: int) -> None:
+    if path.exists():
+        return
+    print(f"{path.name} ...", flush=True)
+    part = path.with_suffix(".part")
+    program = "tools.quantization_table.hqq_folder"
+    subprocess.run([python, "-m", program, source, part, str(bits)], check=True)
+    part.rename(path)
 
 
 def _fit(folder: Path, model: Model, python: str, text: Path) -> None:

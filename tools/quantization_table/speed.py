@@ -114,7 +114,7 @@ async def measure_speed(
     async with AsyncExitStack() as stack:
         all_served = []
         for place, (served_format, path) in enumerate(formats):
-            all_served.append(await _serve(stack, served_format, path, FIRST_PORT + place, logs))
+            all_served.append(await serve(stack, served_format, path, FIRST_PORT + place, logs))
             await all_served[-1].warm_up(seed)
             say(f"{served_format.name} serves after {time.monotonic() - started:.0f} s")
         found: dict[str, Any] = {
@@ -147,14 +147,14 @@ async def measure_memory(
     found = {}
     for one, path in formats:
         async with AsyncExitStack() as stack:
-            served = await _serve(stack, one, path, FIRST_PORT, logs)
+            served = await serve(stack, one, path, FIRST_PORT, logs)
             await warm_up(served.client, 1, 1, 0)
             found[one.name] = await served.settled_memory()
         say(f"{one.name}: {found[one.name]}")
     return found
 
 
-async def _serve(stack: AsyncExitStack, one: Format, path: Path, port: int, logs: Path) -> Served:
+async def serve(stack: AsyncExitStack, one: Format, path: Path, port: int, logs: Path) -> Served:
     arguments = {
         "--model": f"measured={path}",
         "--port": port,

@@ -1,4 +1,5 @@
-"""`python -m tools.sampling_study [MEASUREMENT …]`: ask a server, save numbers, draw plots.
+"""`python -m tools.sampling_study [MEASUREMENT …]`: ask a server, save numbers, draw plots, and
+write the part of docs/sampling.md between marks.
 
 Needs both models: `tandem serve --model smollm2-135m-instruct --model all-minilm-l6-v2`.
 """
@@ -8,7 +9,9 @@ import asyncio
 import json
 from pathlib import Path
 
+from loadtest.markdown import page_with
 from tools.sampling_study.measure import MEASUREMENTS
+from tools.sampling_study.page import COMMAND, sections
 from tools.sampling_study.plot import plot_all
 from tools.sampling_study.server import Server
 
@@ -21,7 +24,7 @@ def main() -> None:
     parser.add_argument(
         "measurements",
         nargs="*",
-        help=f"any of {', '.join(MEASUREMENTS)}; without one, only draw the plots",
+        help=f"any of {', '.join(MEASUREMENTS)}; without one, only draw and write",
     )
     parser.add_argument("--url", default="http://localhost:8000")
     parser.add_argument("--model", default="smollm2-135m-instruct")
@@ -33,6 +36,8 @@ def main() -> None:
         data[name] = asyncio.run(MEASUREMENTS[name](server))
         DATA.write_text(json.dumps(data, indent=1, sort_keys=True) + "\n")
     plot_all(data, DOCS / "img")
+    page = DOCS / "sampling.md"
+    page.write_text(page_with(page.read_text(), sections(data), COMMAND))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, median
 from typing import Any
 
+from tools.sampling_study.accuracy import accuracy
 from tools.sampling_study.material import CLAIMS, OPENINGS, PASSAGES, QUESTIONS, Question
 from tools.sampling_study.server import Server, Written, together
 
@@ -121,7 +122,9 @@ async def groundedness(server: Server) -> dict[str, Any]:
     }
 
 
-MEASUREMENTS = {one.__name__: one for one in (temperature, hot, cold, signals, groundedness)}
+MEASUREMENTS = {
+    one.__name__: one for one in (temperature, accuracy, hot, cold, signals, groundedness)
+}
 
 
 async def _entropies(server: Server, threshold: float) -> list[float]:

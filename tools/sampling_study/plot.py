@@ -9,6 +9,8 @@ import matplotlib
 matplotlib.use("svg")
 from matplotlib import pyplot as plt
 
+from tools.sampling_study.page import TASKS
+
 _BLUE, _RED, _GREEN, _GREY = "#3b6fb6", "#c0504d", "#5b9a4b", "#8a8a8a"
 
 
@@ -17,6 +19,8 @@ def plot_all(data: Mapping[str, Any], folder: Path) -> None:
     plt.rcParams.update({"font.size": 9, "svg.hashsalt": "tandem", "svg.fonttype": "none"})
     if "temperature" in data:
         _temperature(data["temperature"], folder / "sampling-temperature.svg")
+    if "accuracy" in data:
+        _accuracy(data["accuracy"]["tasks"], folder / "sampling-accuracy.svg")
     if "hot" in data:
         _samplers(data["hot"], "topic", "similarity to the opening", folder / "sampling-hot.svg")
     if "cold" in data:
@@ -58,6 +62,26 @@ def _temperature(data: Mapping[str, Any], path: Path) -> None:
     right.set_xlabel("temperature")
     right.set_ylabel("nats per token")
     right.legend(frameon=False, loc="center left")
+    _save(figure, path)
+
+
+def _accuracy(tasks: Mapping[str, Any], path: Path) -> None:
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.2))
+    for place, (name, rows) in enumerate(tasks.items()):
+        differences = [row["compared"] for row in rows[1:]]
+        for axis, some, key in ((left, rows, "value"), (right, differences, "difference")):
+            # Side by side, so that intervals do not cover each other.
+            xs = [row["temperature"] + 0.02 * place for row in rows[-len(some) :]]
+            ends = [[abs(row[key] - row[end]) for row in some] for end in ("low", "high")]
+            style = {"fmt": "o-", "ms": 4, "color": (_BLUE, _RED)[place], "label": TASKS[name]}
+            axis.errorbar(xs, [row[key] for row in some], ends, **style)
+    left.set_ylabel("share of right answers")
+    left.set_ylim(0, 1)
+    right.set_ylabel("difference from temperature 0")
+    right.axhline(0, color=_GREY, linestyle=":")
+    for axis in (left, right):
+        axis.set_xlabel("temperature")
+        axis.legend(frameon=False)
     _save(figure, path)
 
 

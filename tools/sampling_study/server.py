@@ -38,7 +38,8 @@ class Server:
     def __init__(self, url: str, model: str, embedder: str) -> None:
         self._client = AsyncOpenAI(base_url=f"{url}/v1", api_key="none", timeout=600)
         self._http = httpx.AsyncClient(base_url=url, timeout=600)
-        self._model, self._embedder = model, embedder
+        self.url, self.model = url, model
+        self._embedder = embedder
         self._places = asyncio.Semaphore(_AT_ONCE)
 
     async def go_on(self, opening: str, **sampling: Any) -> Written:
@@ -46,7 +47,7 @@ class Server:
         extra = {"return_uncertainty": True, "repetition_detection": _DETECTION} | sampling
         async with self._places:
             answer = await self._client.completions.create(
-                model=self._model,
+                model=self.model,
                 prompt=opening,
                 max_tokens=MAX_TOKENS,
                 seed=len(opening),
@@ -68,7 +69,7 @@ class Server:
     async def surprise_of(self, text: str) -> float:
         """The model's surprise at a given text, without its first token."""
         answer = await self._client.completions.create(
-            model=self._model, prompt=text, max_tokens=0, echo=True, logprobs=0
+            model=self.model, prompt=text, max_tokens=0, echo=True, logprobs=0
         )
         found = answer.choices[0].logprobs
         assert found is not None and found.token_logprobs is not None
@@ -79,7 +80,7 @@ class Server:
         """Several short answers to a question, and how many things they say."""
         async with self._places:
             answer = await self._client.chat.completions.create(
-                model=self._model,
+                model=self.model,
                 messages=[{"role": "user", "content": f"{question} Answer in a short sentence."}],
                 n=num,
                 max_tokens=32,

@@ -19,18 +19,23 @@ ROWS = 128
 
 @torch.inference_mode()
 def passage_scores(
-    model: ScoredModel, token_ids: Sequence[int], original: ScoredModel | None = None
+    model: ScoredModel,
+    token_ids: Sequence[int],
+    original: ScoredModel | None = None,
+    *,
+    first: int | None = None,
 ) -> list[TokenScore]:
     """The scores of the passage's scored tokens, in order.
 
     Args:
         original: a model with the same vocabulary to compare with.
+        first: the index of the first scored token, at least 1; that of a passage by default.
 
     Raises:
         ModelLoadError: the logits are not finite.
     """
     # A token's distribution is that of the row before it.
-    before = first_scored(len(token_ids)) - 1
+    before = (first_scored(len(token_ids)) if first is None else first) - 1
     targets = torch.tensor(token_ids[before + 1 :], device=model.device)
     states = model.states(token_ids)[before:-1]
     others = None if original is None else original.states(token_ids)[before:-1]

@@ -7,7 +7,15 @@ import pytest
 
 from loadtest.markdown import page_with
 from tools.quantization_table.formats import FORMATS, LARGE, MODELS
-from tools.quantization_table.page import COMMAND, DATA, PAGE, sections
+from tools.quantization_table.page import (
+    COMMAND,
+    DATA,
+    PAGE,
+    SHOWN_GROUPS,
+    SHOWN_KINDS,
+    TASKS,
+    sections,
+)
 
 MIB = 1 << 20
 
@@ -111,6 +119,27 @@ def test_classes_and_memory_and_warnings(data):
     assert "614 to 614 MiB here" in found["memory"] and "to within 2 %" in found["memory"]
     [line] = [line for line in found["warnings"].splitlines() if line.startswith("{")]
     assert json.loads(line) == {"level": "warning", "event": "few bits", "bits": 3.0}
+
+
+def loss(value, half):
+    return {"original": 3.0, "difference": value, "low": value - half, "high": value + half}
+
+
+def test_losses_and_answers_are_told_with_half_of_their_intervals(data):
+    row = {
+        "groups": {name: loss(0.5, 0.125) for name in SHOWN_GROUPS},
+        "kinds": {name: loss(1.5, 0.01) for name in SHOWN_KINDS},
+    }
+    share = {"first": 0.425, "difference": -0.25, "low": -0.4, "high": -0.06}
+    data["losses"] = {MODELS[0].name: {"HQQ, 3 bits": row, "HQQ, 2 bits": row}}
+    data["answers"] = {MODELS[0].name: {"BF16": dict.fromkeys(TASKS, share)}}
+    assert sections(data)["losses"] == "Not measured yet."
+    data["answers"][MODELS[0].name]["HQQ, 3 bits"] = dict.fromkeys(TASKS, share)
+    text = sections(data)["losses"]
+    assert cells(text, "*original*") == ["*original*", *["3.00"] * 8, "42 %", "42 %"]
+    told = [*["+0.50 ±0.12"] * 6, *["+1.50 ±0.01"] * 2, *["-25 ±17"] * 2]
+    assert cells(text, "HQQ, 3") == ["HQQ, 3 bits", *told]
+    assert "HQQ, 2" not in text
 
 
 def test_memory_of_models_that_are_not_compared(data):
