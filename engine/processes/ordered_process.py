@@ -9,6 +9,8 @@ JSON, goes to standard error.
 import json
 import os
 import sys
+import threading
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,10 +25,12 @@ from engine.processes.logs import configure_logging
 from engine.runtime.threads import prepare_process
 
 _OUTPUT, _ERRORS = 1, 2
+_WATCH_S = 1.0
 
 
 def run_ordered(kind: type[Order]) -> int:
     """Carry out the order in the last argument and write the report. Returns the exit code."""
+    _end_with_the_parent()
     configure_logging("console", "warning")
     prepare_process()
     tell = _tell_alone()
@@ -43,6 +47,18 @@ def run_ordered(kind: type[Order]) -> int:
     except KeyboardInterrupt:  # whoever started this process gets it, too
         return 130
     return 0
+
+
+def _end_with_the_parent() -> None:
+    """End when the command that waits for the report is killed: nobody would ever see it."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_WATCH_S)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="watch-parent", daemon=True).start()
 
 
 def _prepare_operations(order: Order) -> None:

@@ -1,17 +1,21 @@
 """What a process writes that a command has started."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import msgspec
+import pytest
 
 from engine.contract.orders import QuantizingOrder
 from engine.contract.settings import EngineConfig
+from tests.helpers.worker.calls import is_alive
 
 SCRIPT = """
-import os, sys
+import os, sys, time
 from pathlib import Path
 from engine.contract.orders import QuantizingOrder
 from engine.errors import InvalidParameter
@@ -22,6 +26,9 @@ def carry_out(order, tell):
     os.write(1, b'{ not even JSON\\n')
     tell({"phase": "working"})
     os.system("echo '{ of a child'")
+    if order.bits == 3:
+        Path(order.model).write_text(str(os.getpid()))
+        time.sleep(600)
     if order.bits == 2:
         raise InvalidParameter("it is too small")
     assert isinstance(order.output, Path) and order.calibration is None
@@ -34,11 +41,14 @@ sys.exit(run_ordered(TestedOrder))
 """
 
 
-def run(bits):
+def command(bits, model="m"):
     config = EngineConfig(lora=("a=./a",))
-    order = QuantizingOrder(model="m", method="int4", output=Path("o"), bits=bits, config=config)
-    order = msgspec.json.encode(order, enc_hook=str)
-    done = subprocess.run([sys.executable, "-c", SCRIPT, order], capture_output=True, timeout=60)
+    order = QuantizingOrder(model=model, method="int4", output=Path("o"), bits=bits, config=config)
+    return [sys.executable, "-c", SCRIPT, msgspec.json.encode(order, enc_hook=str).decode()]
+
+
+def run(bits):
+    done = subprocess.run(command(bits), capture_output=True, timeout=60)
     return done.returncode, [json.loads(line) for line in done.stdout.splitlines()], done.stderr
 
 
@@ -49,3 +59,21 @@ def test_only_messages_come_out():
     for printed in (b"of a library", b"not even JSON", b"of a child"):
         assert printed in errors
     assert run(bits=2)[:2] == (2, [{"phase": "working"}, {"problem": "it is too small"}])
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGKILL])
+def test_it_ends_with_the_command_that_started_it(sent, tmp_path):
+    written = tmp_path / "pid"
+    starts = f"import subprocess; subprocess.run({command(3, str(written))!r})"
+    with subprocess.Popen([sys.executable, "-c", starts], stdout=subprocess.DEVNULL) as parent:
+        wait_until(lambda: written.exists() and written.read_text())
+        parent.send_signal(sent)
+    child = int(written.read_text())
+    wait_until(lambda: not is_alive(child))
+
+
+def wait_until(is_so):
+    deadline_s = time.monotonic() + 60
+    while not is_so():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.05)
