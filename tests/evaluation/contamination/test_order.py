@@ -1,0 +1,47 @@
+"""The order of items: shards, their orders, and an exact test."""
+
+import random
+
+import numpy as np
+from scipy import stats
+
+from evaluation.contamination.order import BETWEEN, order_p_value, orders, preferences, shards
+
+
+def test_shards_are_neighbours_that_fit():
+    for _ in range(50):
+        sizes = [random.randint(1, 40) for _ in range(30)]
+        texts = [f"item {number}" for number in range(30)]
+        found = shards(texts, sizes, limit=60)
+        kept = [text for shard in found for text in shard]
+        assert kept == [text for text in texts if text in kept]
+        for shard in found:
+            numbers = [texts.index(text) for text in shard]
+            assert len(shard) > 1 and numbers == list(range(numbers[0], numbers[-1] + 1))
+            assert sum(sizes[number] + 1 for number in numbers) <= 60
+        # What is left out is too large for either neighbour's shard.
+        for number in set(range(29)) - {texts.index(text) for text in kept}:
+            assert sizes[number] + 1 + sizes[number + 1] + 1 > 60
+
+
+def test_orders_have_the_same_items_and_the_published_one_first():
+    shard = [str(number) for number in range(6)]
+    found = orders(shard, 40, np.random.default_rng(random.randrange(999)))
+    assert found[0] == BETWEEN.join(shard)
+    assert all(sorted(order.split(BETWEEN)) == shard for order in found)
+    assert len(set(found)) > 30
+
+
+def test_the_p_value_is_exact_with_few_orders():
+    p_values = [
+        order_p_value(preferences(np.random.normal(0, 1, (3, 4)) * 9 - 50), seed=seed)
+        for seed in range(300)
+    ]
+    assert stats.kstest(p_values, "uniform").pvalue > 1e-4
+    best = np.arange(20.0)[None, ::-1].repeat(5, axis=0)
+    assert order_p_value(preferences(best), seed=0) < 0.001
+    assert order_p_value(preferences(-best), seed=0) > 0.999
+
+
+def test_orders_that_are_all_alike_say_nothing():
+    assert order_p_value(preferences(np.full((4, 5), -7.0)), seed=0) == 1.0
