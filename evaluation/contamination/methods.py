@@ -9,7 +9,7 @@ import numpy as np
 
 from evaluation.asking import text_of
 from evaluation.contamination.item_text import halves
-from evaluation.contamination.order import orders, preferences, shards
+from evaluation.contamination.order import orders, preferences, stretches
 from evaluation.endpoint import Endpoint
 from evaluation.problem import EvaluationProblem
 from evaluation.progress import shown_progress
@@ -39,15 +39,15 @@ class Knobs:
     Attributes:
         min_k: per cent of a text's tokens that count.
         ngram: words in a row that count as found.
-        orders: random orders of each shard.
-        shard_tokens: the most tokens of a shard.
+        orders: random orders of each stretch.
+        stretch_tokens: the most tokens of a stretch.
         seed: of random orders and permutations.
     """
 
     min_k: float = 20.0
     ngram: int = 8
     orders: int = 20
-    shard_tokens: int = 512
+    stretch_tokens: int = 512
     seed: int = 0
 
 
@@ -78,17 +78,19 @@ class ModelScores:
         return await self._all("completions", self._completed, texts)
 
     async def order(self, texts: Sequence[str]) -> Floats:
-        """How much each order of each shard is preferred, the published order first."""
+        """How much each order of each stretch is preferred, the published order first."""
         prompts = await self._all("likelihoods", self._score, texts)
         sizes = [len(prompt.tokens) for prompt in prompts]
-        found = shards(texts, sizes, self._knobs.shard_tokens)
+        found = stretches(texts, sizes, self._knobs.stretch_tokens)
         if not found:
             raise EvaluationProblem(
-                f"no two neighbouring items fit into {self._knobs.shard_tokens} tokens; raise "
-                "--shard-tokens up to what the model's context holds"
+                f"no two neighbouring items fit into {self._knobs.stretch_tokens} tokens; raise "
+                "--stretch-tokens up to what the model's context holds"
             )
         generator = np.random.default_rng(self._knobs.seed)
-        asked = [text for shard in found for text in orders(shard, self._knobs.orders, generator)]
+        asked = [
+            text for stretch in found for text in orders(stretch, self._knobs.orders, generator)
+        ]
         scored = await self._all("likelihoods", self._score, asked)
         sums = np.array([sum(_known(prompt)) for prompt in scored])
         return preferences(sums.reshape(len(found), -1))

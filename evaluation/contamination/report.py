@@ -52,7 +52,7 @@ def order_finding(preferred: Floats, base: Floats | None, *, seed: int) -> Repor
     """The finding of the published order, which needs no base rate.
 
     Args:
-        preferred: how much each order of each shard is preferred; the published one is first.
+        preferred: how much each order of each stretch is preferred; the published one is first.
         base: the same of the unseen items.
     """
     scores = preferred[:, 0].tolist()
@@ -64,7 +64,7 @@ def order_finding(preferred: Floats, base: Floats | None, *, seed: int) -> Repor
     return _finding("order", scores, base_scores, found) | {
         "p_value": order_p_value(preferred, seed=seed),
         "base_p_value": None if base is None else order_p_value(base, seed=seed),
-        "test": f"permutation test of {preferred.shape[1]} orders of {len(preferred)} shards",
+        "test": f"permutation test of {preferred.shape[1]} orders of {len(preferred)} stretches",
     }
 
 

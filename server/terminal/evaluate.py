@@ -297,8 +297,8 @@ def contamination(
         float, typer.Option(min=1, max=100, help="Per cent of a text's tokens that count.")
     ] = 20.0,
     ngram: Annotated[int, typer.Option(min=1, help="Words in a row that ngrams looks for.")] = 8,
-    orders: Annotated[int, typer.Option(min=1, help="Random orders of each shard.")] = 20,
-    shard_tokens: Annotated[
+    orders: Annotated[int, typer.Option(min=1, help="Random orders of each stretch.")] = 20,
+    stretch_tokens: Annotated[
         int, typer.Option(min=1, help="Most tokens of neighbouring items that are shuffled.")
     ] = 512,
     limit: Annotated[int | None, typer.Option(min=1, help="Use only the first items.")] = None,
@@ -324,7 +324,7 @@ def contamination(
         methods=tuple(method or ()),
         model=model or "",
         corpus=tuple(corpus or ()),
-        knobs=Knobs(min_k, ngram, orders, shard_tokens, resampling_seed),
+        knobs=Knobs(min_k, ngram, orders, stretch_tokens, resampling_seed),
     )
     address = _address(url, api_key, timeout, concurrency)
     return contamination_command(address, inquiry, _shown(None, None, as_json, None, 0))

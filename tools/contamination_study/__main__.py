@@ -30,7 +30,7 @@ from tools.contamination_study.material import (
 )
 
 NUM_SPLITS = 200
-KNOBS = Knobs(orders=10, shard_tokens=160)
+KNOBS = Knobs(orders=7, stretch_tokens=160)
 
 Scores = dict[str, tuple[Floats, Floats]]
 """Scores of the seen and of the unseen half by method; of the order, those of all orders."""
@@ -68,8 +68,8 @@ def separation(seen: Floats, unseen: Floats, seed: int = 0) -> Separation:
 def split_p_values(name: str, values: Floats) -> list[float]:
     """The p-values of random halves, of a model that has seen neither.
 
-    For the order, half of the shards are drawn, and for each one of its orders, which counts as the
-    published one.
+    For the order, half of the stretches are drawn, and for each one of its orders, which counts as
+    the published one.
     """
     found = []
     for seed in range(NUM_SPLITS):

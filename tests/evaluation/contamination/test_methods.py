@@ -49,7 +49,7 @@ def knows(text):
 
 async def test_p_values_are_uniform_if_nothing_was_seen(tmp_path):
     p_values = {"min_k": [], "order": []}
-    knobs = Knobs(orders=5, shard_tokens=16)
+    knobs = Knobs(orders=5, stretch_tokens=16)
     async with WordServer().endpoint() as endpoint:
         scores = ModelScores(endpoint, "words", knobs, 8)
         for seed in range(60):
@@ -69,7 +69,7 @@ async def test_only_the_published_order_is_preferred_by_who_saw_it(tmp_path):
     server = WordServer()
     server.thinks = knows(" ".join(texts))
     async with server.endpoint() as endpoint:
-        scores = ModelScores(endpoint, "words", Knobs(orders=9, shard_tokens=24), 8)
+        scores = ModelScores(endpoint, "words", Knobs(orders=9, stretch_tokens=24), 8)
         assert order_p_value(await scores.order(texts), seed=0) < 0.01
         # The same items, each as well known as before.
         assert order_p_value(await scores.order(texts[::-1]), seed=0) > 0.01
@@ -84,7 +84,7 @@ def test_a_task_that_was_seen_is_told_from_one_that_was_not(words, invoke, writt
     )
     task, unseen = written("seen.jsonl", *lines), written("unseen.jsonl", *others)
     corpus = written("corpus.txt", *texts[:20])
-    arguments = ("--unseen", unseen, "--corpus", corpus, "--ngram", 3, "--shard-tokens", 40)
+    arguments = ("--unseen", unseen, "--corpus", corpus, "--ngram", 3, "--stretch-tokens", 40)
     code, out, _ = invoke("contamination", task, *arguments, "--json")
     found = json.loads(out)["methods"]
     assert code == 0 and list(found) == ["min_k", "order", "completion", "ngrams"]
@@ -120,7 +120,7 @@ def test_paraphrases_are_found_by_id(words, invoke, written):
     ("arguments", "message"),
     [
         (("--method", "ngrams"), "--corpus FILE belong together"),
-        (("--method", "order", "--shard-tokens", 2), "no two neighbouring items fit into 2"),
+        (("--method", "order", "--stretch-tokens", 2), "no two neighbouring items fit into 2"),
         (("--method", "magic"), "the methods are min_k, order"),
         (("--unseen", "a", "--paraphrases", "b"), "either --unseen or --paraphrases"),
     ],

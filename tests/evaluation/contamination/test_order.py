@@ -1,34 +1,34 @@
-"""The order of items: shards, their orders, and an exact test."""
+"""The order of items: stretches, their orders, and an exact test."""
 
 import random
 
 import numpy as np
 from scipy import stats
 
-from evaluation.contamination.order import BETWEEN, order_p_value, orders, preferences, shards
+from evaluation.contamination.order import BETWEEN, order_p_value, orders, preferences, stretches
 
 
-def test_shards_are_neighbours_that_fit():
+def test_stretches_are_neighbours_that_fit():
     for _ in range(50):
         sizes = [random.randint(1, 40) for _ in range(30)]
         texts = [f"item {number}" for number in range(30)]
-        found = shards(texts, sizes, limit=60)
-        kept = [text for shard in found for text in shard]
+        found = stretches(texts, sizes, limit=60)
+        kept = [text for stretch in found for text in stretch]
         assert kept == [text for text in texts if text in kept]
-        for shard in found:
-            numbers = [texts.index(text) for text in shard]
-            assert len(shard) > 1 and numbers == list(range(numbers[0], numbers[-1] + 1))
+        for stretch in found:
+            numbers = [texts.index(text) for text in stretch]
+            assert len(stretch) > 1 and numbers == list(range(numbers[0], numbers[-1] + 1))
             assert sum(sizes[number] + 1 for number in numbers) <= 60
-        # What is left out is too large for either neighbour's shard.
+        # What is left out is too large for either neighbour's stretch.
         for number in set(range(29)) - {texts.index(text) for text in kept}:
             assert sizes[number] + 1 + sizes[number + 1] + 1 > 60
 
 
 def test_orders_have_the_same_items_and_the_published_one_first():
-    shard = [str(number) for number in range(6)]
-    found = orders(shard, 40, np.random.default_rng(random.randrange(999)))
-    assert found[0] == BETWEEN.join(shard)
-    assert all(sorted(order.split(BETWEEN)) == shard for order in found)
+    stretch = [str(number) for number in range(6)]
+    found = orders(stretch, 40, np.random.default_rng(random.randrange(999)))
+    assert found[0] == BETWEEN.join(stretch)
+    assert all(sorted(order.split(BETWEEN)) == stretch for order in found)
     assert len(set(found)) > 30
 
 
