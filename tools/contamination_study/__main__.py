@@ -30,7 +30,7 @@ from tools.contamination_study.material import (
 )
 
 NUM_SPLITS = 200
-KNOBS = Knobs(orders=7, stretch_tokens=160)
+KNOBS = Knobs(orders=5, stretch_tokens=160)
 
 Scores = dict[str, tuple[Floats, Floats]]
 """Scores of the seen and of the unseen half by method; of the order, those of all orders."""
