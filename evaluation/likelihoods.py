@@ -1,24 +1,14 @@
 """How likely a model finds each choice, from the log-probabilities of prompts.
 
-It needs `/v1/completions` with `echo` and `logprobs`, and for chats `/tokenize` with messages, as
-Tandem and vLLM have them. llama-server has no log-probabilities of prompts.
+For chats it needs `/tokenize` with messages, as Tandem and vLLM have it.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from evaluation.endpoint import Endpoint, RequestProblem
 from evaluation.record import Answer
-
-
-@dataclass(frozen=True, slots=True)
-class _Prompt:
-    """The tokens of a prompt and their log-probabilities; the first token may have none."""
-
-    tokens: Sequence[str]
-    logprobs: Sequence[float | None]
-    fingerprint: str | None
+from evaluation.scored_prompts import PromptScorer, ScoredPrompt
 
 
 class ChoiceLikelihoods:
@@ -31,8 +21,7 @@ class ChoiceLikelihoods:
     def __init__(self, endpoint: Endpoint, model: str, body: Mapping[str, Any]) -> None:
         self._endpoint = endpoint
         self._model = model
-        self._body = body
-        self._max_tokens = 0
+        self._scored = PromptScorer(endpoint, model, body).score
 
     async def after_text(self, text: str, choices: Sequence[str]) -> Answer:
         """The likelihoods of choices that continue a text.
@@ -79,45 +68,6 @@ class ChoiceLikelihoods:
             ) from None
         return tokens
 
-    async def _scored(self, prompt: str | list[int]) -> _Prompt:
-        """The log-probabilities of a prompt.
-
-        Some servers generate at least one token, so the second try asks for one, which is left out.
-        """
-        try:
-            answer = await self._echoed(prompt)
-        except RequestProblem as problem:
-            is_refused = problem.status in (400, 422) and "max_tokens" in str(problem)
-            if self._max_tokens or not is_refused:
-                raise
-            self._max_tokens = 1
-            answer = await self._echoed(prompt)
-        try:
-            found = answer["choices"][0]["logprobs"]
-            num = answer["usage"]["prompt_tokens"]
-            tokens, logprobs = found["tokens"][:num], found["token_logprobs"][:num]
-        except (KeyError, IndexError, TypeError):
-            num, tokens, logprobs = 1, [], []
-        if len(logprobs) < num or len(tokens) < num:
-            raise RequestProblem(
-                "this server returns no log-probabilities of a prompt (/v1/completions with echo "
-                "and logprobs), as llama-server does not; serve the model with Tandem or vLLM, or "
-                "score texts instead of choices"
-            )
-        return _Prompt(tokens, logprobs, answer.get("system_fingerprint"))
-
-    async def _echoed(self, prompt: str | list[int]) -> dict[str, Any]:
-        body = {
-            "model": self._model,
-            "prompt": prompt,
-            "max_tokens": self._max_tokens,
-            "echo": True,
-            "logprobs": 1,
-            "temperature": 0,
-            **self._body,
-        }
-        return await self._endpoint.post("/v1/completions", body)
-
 
 def _num_equal(tokens: Sequence[str], others: Sequence[str]) -> int:
     """How many tokens at the beginning are the same."""
@@ -127,7 +77,7 @@ def _num_equal(tokens: Sequence[str], others: Sequence[str]) -> int:
     return min(len(tokens), len(others))
 
 
-def _answer(prompts: Sequence[_Prompt], start: int) -> Answer:
+def _answer(prompts: Sequence[ScoredPrompt], start: int) -> Answer:
     sums = []
     for prompt in prompts:
         scored = prompt.logprobs[start:]

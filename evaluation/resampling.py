@@ -71,6 +71,16 @@ def swaps(num: int, *, seed: int) -> Iterator[Floats]:
         yield generator.integers(0, 2, (size, num)).astype(np.float64)
 
 
+def relabellings(num: int, num_chosen: int, *, seed: int) -> Iterator[Floats]:
+    """Random ways to choose some of `num` groups, as rows of zeros and ones. The first is to choose
+    those at the beginning."""
+    generator = np.random.default_rng(seed)
+    row = (np.arange(num) < num_chosen).astype(np.float64)
+    yield row[None]
+    for size in _chunks(PERMUTATIONS):
+        yield generator.permuted(np.tile(row, (size, 1)), axis=1)
+
+
 def _chunks(total: int) -> Iterator[int]:
     for start in range(0, total, _CHUNK):
         yield min(_CHUNK, total - start)

@@ -266,6 +266,70 @@ def ratings(
     return ratings_command(votes, _shown(None, None, as_json, plot, resampling_seed))
 
 
+@app.command("contamination", short_help="Test whether a model saw a task in training.")
+@_told_in_a_line
+def contamination(
+    task: Annotated[Path, typer.Argument(help="JSONL file of questions.", metavar="TASK")],
+    unseen: Annotated[
+        Path | None,
+        typer.Option(help="Task of the same kind that no model can have seen.", metavar="FILE"),
+    ] = None,
+    paraphrases: Annotated[
+        Path | None,
+        typer.Option(help="Instead: the same items in other words, by `id`.", metavar="FILE"),
+    ] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="min_k, order, completion or ngrams; repeatable. Default: all; ngrams needs "
+            "--corpus.",
+            metavar="NAME",
+        ),
+    ] = None,
+    corpus: Annotated[
+        list[Path] | None,
+        typer.Option(help="Text file or folder for ngrams; repeatable.", metavar="PATH"),
+    ] = None,
+    url: Url = None,
+    api_key: ApiKey = None,
+    model: Annotated[str | None, typer.Option(help="Model id. Default: the first.")] = None,
+    min_k: Annotated[
+        float, typer.Option(min=1, max=100, help="Per cent of a text's tokens that count.")
+    ] = 20.0,
+    ngram: Annotated[int, typer.Option(min=1, help="Words in a row that ngrams looks for.")] = 8,
+    orders: Annotated[int, typer.Option(min=1, help="Random orders of each stretch.")] = 20,
+    stretch_tokens: Annotated[
+        int, typer.Option(min=1, help="Most tokens of neighbouring items that are shuffled.")
+    ] = 512,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use only the first items.")] = None,
+    concurrency: Concurrency = 8,
+    timeout: Timeout = 600.0,
+    as_json: Json = False,
+    resampling_seed: ResamplingSeed = 0,
+) -> int:
+    """Test whether a model saw the items of a task in training, against items that it cannot have
+    seen. What each method cannot say is printed with its result."""
+    from evaluation.contamination.commands import Inquiry, contamination_command
+    from evaluation.contamination.methods import Knobs
+    from evaluation.problem import EvaluationProblem
+    from evaluation.task import load_task
+
+    if unseen is not None and paraphrases is not None:
+        raise EvaluationProblem("give either --unseen or --paraphrases")
+    base = unseen or paraphrases
+    inquiry = Inquiry(
+        task=load_task(task).first(limit),
+        base=None if base is None else load_task(base),
+        paired=paraphrases is not None,
+        methods=tuple(method or ()),
+        model=model or "",
+        corpus=tuple(corpus or ()),
+        knobs=Knobs(min_k, ngram, orders, stretch_tokens, resampling_seed),
+    )
+    address = _address(url, api_key, timeout, concurrency)
+    return contamination_command(address, inquiry, _shown(None, None, as_json, None, 0))
+
+
 def _checked(url: str) -> str:
     return load_client_settings({"url": url}).url
 

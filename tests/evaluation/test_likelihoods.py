@@ -1,6 +1,7 @@
 """The log-likelihoods of choices are sums over the tokens of the choices, on any server that
 scores prompts."""
 
+import asyncio
 import random
 import re
 
@@ -83,6 +84,15 @@ async def test_choices_answer_a_conversation():
         assert value == pytest.approx(wanted)
     scored = [body for path, body in server.bodies if path == "/v1/completions"]
     assert all(body["cache_salt"] == "s" for body in scored)
+
+
+async def test_requests_at_the_same_time_all_learn_what_is_refused():
+    server = WordServer()
+    server.echo = "one"
+    async with server.endpoint() as endpoint:
+        asked = ChoiceLikelihoods(endpoint, "words", {})
+        found = await asyncio.gather(*(asked.after_text(text, ["a", "b"]) for text in texts(4)))
+    assert len(found) == 4
 
 
 async def test_a_server_that_ignores_echo_is_told_apart():

@@ -36,6 +36,7 @@ class WordServer:
         tokens_of: how texts are cut into tokens.
         echo: `zero` scores prompts with max_tokens 0, `one` only with 1, `none` never, as
             llama-server.
+        thinks: the log-probability of a token by its place among others.
         faults: responses that are sent first, by path.
         bodies: the requests that were answered, with their paths.
     """
@@ -46,6 +47,7 @@ class WordServer:
         self.reply = reply
         self.echo = "zero"
         self.tokens_of = pieces
+        self.thinks = logprob
         self.faults: dict[str, list[httpx.Response | Exception]] = {}
         self.bodies: list[tuple[str, dict[str, Any]]] = []
         self.headers: list[httpx.Headers] = []
@@ -101,7 +103,7 @@ class WordServer:
         )
         shown = [] if self.echo == "none" else tokens
         shown = shown + [" word"] * body["max_tokens"]
-        logprobs = [None if i == 0 else logprob(shown, i) for i in range(len(shown))]
+        logprobs = [None if i == 0 else self.thinks(shown, i) for i in range(len(shown))]
         found = {"tokens": shown, "token_logprobs": logprobs}
         usage = {"prompt_tokens": len(tokens)}
         return httpx.Response(
