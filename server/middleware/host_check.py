@@ -46,12 +46,18 @@ class HostCheckMiddleware:
     def _is_allowed(self, name: str) -> bool:
         if name in self._allowed or name in machine_names() or name.endswith(_RESERVED):
             return True
-        return name == "localhost" or _is_address(name)
+        return _has_no_domain(name) or _is_address(name)
 
 
 def _is_over_loopback(scope: Scope) -> bool:
     server = scope.get("server")
     return server is not None and is_loopback(server[0])
+
+
+def _has_no_domain(name: str) -> bool:
+    """Whether this is a single word, such as localhost or a name of /etc/hosts. A website's name
+    has a dot."""
+    return name.replace("-", "").isalnum()
 
 
 def _is_address(name: str) -> bool:
@@ -69,9 +75,10 @@ def _refusal(name: str | None) -> ASGIApp:
         asked = f"{name} is not known as a name of this server"
     return error_response(
         403,
-        f"{asked}. Without an API key it only answers to localhost, IP addresses and names that "
-        f"its operator lists, so that websites cannot use it: start it with --allowed-hosts "
-        f"{name or 'NAME'} or with --api-key, or let the proxy in front send Host: localhost",
+        f"{asked}. Without an API key it only answers to IP addresses, names without a dot such as "
+        f"localhost, and names that its operator lists, so that websites cannot use it: start it "
+        f"with --allowed-hosts {name or 'NAME'} or with --api-key, or let the proxy in front send "
+        f"Host: localhost",
         INVALID_REQUEST,
         code="host_not_allowed",
     )

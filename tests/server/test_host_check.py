@@ -13,11 +13,16 @@ from tests.helpers.server.fake_server import client_of
 OURS = [
     *("127.0.0.1:8000", "127.9.8.7", "[::1]:8000", "192.168.1.5:8000", "", None),
     *("localhost", "LocalHost:8000", "tandem.localhost:1", "host.docker.internal:8000"),
-    socket.gethostname(),
+    *(socket.gethostname(), "x", "tandem-1:8000"),
 ]
 STRANGERS = [
     *("rebound.example:8000", "localhost.rebound.example", "127.0.0.1.rebound.example"),
-    *("notlocalhost", "localhost@rebound.example", "localhost:80:80", "[::1].rebound.example"),
+    *(
+        "not.localhost.example",
+        "localhost@rebound.example",
+        "localhost:80:80",
+        "[::1].rebound.example",
+    ),
     *("a b", "{}"),
 ]
 
