@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from PIL import Image
+
 from loadtest.prompts import story_prompt
 
 NUM_VARIANTS = 12
@@ -246,9 +248,12 @@ STREAMED = frozenset(
 
 
 def _data_url(rng: random.Random) -> str:
-    from PIL import Image
-
     colour = tuple(rng.randrange(256) for _ in range(3))
+    return data_url(Image.new("RGB", (64, 64), colour))
+
+
+def data_url(picture: Image.Image) -> str:
+    """A picture as clients send it in JSON."""
     file = io.BytesIO()
-    Image.new("RGB", (64, 64), colour).save(file, "PNG")
+    picture.save(file, "PNG")
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

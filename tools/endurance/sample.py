@@ -96,12 +96,17 @@ async def work_of(url: str) -> dict[str, float]:
     async with httpx.AsyncClient(timeout=30, trust_env=False) as client:
         response = await client.get(f"{url}/metrics")
         response.raise_for_status()
-    work: dict[str, float] = {}
-    for line in response.text.splitlines():
+    return sums_over_models(response.text, WORK)
+
+
+def sums_over_models(metrics: str, names: re.Pattern[str]) -> dict[str, float]:
+    """The metrics of some names, without tandem_, in a page of `/metrics`."""
+    sums: dict[str, float] = {}
+    for line in metrics.splitlines():
         found = _METRIC.match(line)
-        if found and WORK.fullmatch(found[1]):
-            work[found[1]] = work.get(found[1], 0.0) + float(found[3])
-    return work
+        if found and names.fullmatch(found[1]):
+            sums[found[1]] = sums.get(found[1], 0.0) + float(found[3])
+    return sums
 
 
 def marked(variable: str, value: str) -> list[int]:

@@ -1,8 +1,6 @@
 """The HTTP surface of a server that runs: requests made up from its OpenAPI document, and changed
 requests of clients of all dialects (`requests.json`)."""
 
-import base64
-import io
 import json
 import random
 import re
@@ -12,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import requests
+from PIL import Image
 
 from tools.endurance.judge import growths
-from tools.endurance.order import Names
-from tools.endurance.sample import Sample, look
+from tools.endurance.order import Names, data_url
+from tools.endurance.sample import Sample, look, sums_over_models
 from tools.endurance.served import Material, Server
 from tools.fuzz.findings import Findings
 from tools.fuzz.mutations import changed_bytes, changed_json
@@ -25,6 +24,7 @@ _TIMEOUT_S = 600.0
 _NUM_CHANGED = 200
 _NUM_MADE = 4
 """Requests of one round: changed ones, and for each operation of the document."""
+_RESTARTS = re.compile("engine_restarts_total")
 _ENDLESS = "GET /models/sse"
 _FAULTS = (b'"internal_error"', b'"request_failed"', b'"engine_dead"')
 """Codes of faults, which may also come within a stream."""
@@ -136,15 +136,11 @@ class Surface:
     def _num_restarts(self) -> float:
         """How often workers have died."""
         text = self._session.get(f"{self._server.url}/metrics").text
-        return sum(map(float, re.findall(r"^tandem_engine_restarts_total\S* (\S+)", text, re.M)))
+        return sum(sums_over_models(text, _RESTARTS).values())
 
 
 def orders() -> list[dict[str, Any]]:
-    from PIL import Image
-
-    file = io.BytesIO()
-    Image.linear_gradient("L").resize((48, 48)).convert("RGB").save(file, "PNG")
-    picture = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    picture = data_url(Image.linear_gradient("L").resize((48, 48)).convert("RGB"))
     text = Path(__file__).with_name("requests.json").read_text()
     found: list[dict[str, Any]] = json.loads(text.replace("PICTURE", picture))
     return found

@@ -3,7 +3,6 @@
 import itertools
 import multiprocessing
 import random
-import resource
 import shutil
 import signal
 import tempfile
@@ -11,7 +10,7 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -127,7 +126,6 @@ class _Child:
 def _answer(pipe: Connection, name: str, folder: Path) -> None:
     """Read changed files until nobody asks any more."""
     warnings.simplefilter("ignore")
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     reader = READERS[name]
     whole, now = folder / "whole", folder / "now"
     whole.mkdir()
@@ -146,8 +144,7 @@ def _answer(pipe: Connection, name: str, folder: Path) -> None:
         pipe.send(outcome_of(reader.read, path))
 
 
-def outcome_of(read: object, path: Path) -> Outcome:
-    assert callable(read)
+def outcome_of(read: Callable[[Path], object], path: Path) -> Outcome:
     try:
         read(path)
     except EngineError:

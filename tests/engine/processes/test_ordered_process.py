@@ -1,10 +1,10 @@
 """What a process writes that a command has started."""
 
+import asyncio
 import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import msgspec
@@ -12,7 +12,7 @@ import pytest
 
 from engine.contract.orders import QuantizingOrder
 from engine.contract.settings import EngineConfig
-from tests.helpers.worker.calls import is_alive
+from tests.helpers.worker.calls import is_alive, until
 
 SCRIPT = """
 import os, sys, time
@@ -62,18 +62,14 @@ def test_only_messages_come_out():
 
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGKILL])
-def test_it_ends_with_the_command_that_started_it(sent, tmp_path):
+async def test_it_ends_with_the_command_that_started_it(sent, tmp_path):
     written = tmp_path / "pid"
     starts = f"import subprocess; subprocess.run({command(3, str(written))!r})"
-    with subprocess.Popen([sys.executable, "-c", starts], stdout=subprocess.DEVNULL) as parent:
-        wait_until(lambda: written.exists() and written.read_text())
-        parent.send_signal(sent)
+    parent = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", starts), stdout=subprocess.DEVNULL
+    )
+    await until(lambda: written.exists() and written.read_text(), 60)
+    parent.send_signal(sent)
+    await parent.wait()
     child = int(written.read_text())
-    wait_until(lambda: not is_alive(child))
-
-
-def wait_until(is_so):
-    deadline_s = time.monotonic() + 60
-    while not is_so():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.05)
+    await until(lambda: not is_alive(child), 60)

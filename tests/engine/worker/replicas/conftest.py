@@ -16,6 +16,6 @@ async def start(tmp_path):
 
 def all_ready(client):
     """Every worker serves, and the models know it: until then they say that they are loading."""
-    return all(one.is_complete and one.is_whole for one in client._sets.values()) and all(
+    return all(one.is_whole for one in client._sets.values()) and all(
         client._workers.is_ready(name) for one in client._sets.values() for name in one.workers
     )
