@@ -178,8 +178,8 @@ def damage(path: Path, rng: random.Random) -> None:
         case 0 if contents:
             place = rng.randrange(len(contents))
             contents[place] ^= 1 << rng.randrange(8)
-        case 1:
-            contents = contents[: rng.randrange(len(contents) + 1)]
+        case 1 if contents:
+            contents = contents[: rng.randrange(len(contents))]
         case 2:
             contents = bytearray(len(contents))
         case _:
