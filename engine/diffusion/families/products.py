@@ -6,12 +6,11 @@ convolutions of few cells, for which its own convolutions take up to seven times
 devices, in other dtypes and if gradients are wanted, the layers work as before.
 """
 
-import functools
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from engine.diffusion.families import onednn
 from engine.diffusion.families.rows import row_by_row
 from kernels import PackedWeight, linear_packed, native
 
@@ -52,7 +51,7 @@ class RowProduct(nn.Linear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Multiply `[R, ..., in]` to `[R, ..., out]`."""
-        if _is_for_onednn(x, self.weight):
+        if onednn.can_multiply(x, self.weight):
             return _product(x, self.weight, self.bias, self._packed)
         return super().forward(x)
 
@@ -70,7 +69,7 @@ class PointwiseConvolution(nn.Conv2d):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Convolve `[R, C, h, w]` to `[R, C', h, w]`."""
-        if not _is_for_onednn(x, self.weight):
+        if not onednn.can_multiply(x, self.weight):
             return super().forward(x)
         # diffusers' transformers give their last layer another memory layout.
         x = x.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
@@ -109,7 +108,7 @@ class RowConvolution(nn.Conv2d):
         return row_by_row(self._convolved, x, at_once=1 if is_plain(x, self.weight) else len(x))
 
     def _convolved(self, x: torch.Tensor) -> torch.Tensor:
-        if not (self._may_be_product and _is_for_onednn(x, self.weight)):
+        if not (self._may_be_product and onednn.can_multiply(x, self.weight)):
             return super().forward(x)
         down, across = map(int, self.padding)
         around = F.pad(x.permute(0, 2, 3, 1), (0, 0, across, across, down, down))
@@ -120,7 +119,7 @@ class RowConvolution(nn.Conv2d):
             return super().forward(x)
         cells = around.permute(0, 1, 2, 4, 5, 3).reshape(num_cells, -1)
         weight = self.weight.permute(0, 2, 3, 1).flatten(1)
-        product = _multiplied(cells, weight, self.bias)
+        product = onednn.multiply(cells, weight, self.bias)
         return product.view(*around.shape[:3], -1).permute(0, 3, 1, 2)
 
 
@@ -146,28 +145,7 @@ def _product(
         rows = x.reshape(-1, x.shape[-1])
         return linear_packed(rows, packed, bias).view(*x.shape[:-1], packed.out_features)
     at_once = 1 if x.ndim > 1 and is_plain(x, weight) else len(x)
-    return row_by_row(lambda rows: _multiplied(rows, weight, bias), x, at_once=at_once)
-
-
-def _is_for_onednn(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether oneDNN multiplies both on this processor and no gradients are wanted."""
-    is_usual = x.is_cpu and x.dtype is weight.dtype and not torch.is_grad_enabled()
-    return is_usual and x.dtype in _onednn_dtypes()
-
-
-@functools.cache
-def _onednn_dtypes() -> frozenset[torch.dtype]:
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        return frozenset()
-    has_bf16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return frozenset({torch.float32, torch.bfloat16} if has_bf16 else {torch.float32})
-
-
-def _multiplied(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """`F.linear`, which in fp32 calls MKL, at half of oneDNN's speed on AMD's processors, and which
-    in bf16 copies the bias to each row first."""
-    product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return product
+    return row_by_row(lambda rows: onednn.multiply(rows, weight, bias), x, at_once=at_once)
 
 
 def _is_pointwise(layer: nn.Conv2d) -> bool:
