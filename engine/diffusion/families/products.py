@@ -6,6 +6,8 @@ convolutions of few cells, for which its own convolutions take up to seven times
 devices, in other dtypes and if gradients are wanted, the layers work as before.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -110,17 +112,22 @@ class RowConvolution(nn.Conv2d):
     def _convolved(self, x: torch.Tensor) -> torch.Tensor:
         if not (self._may_be_product and onednn.can_multiply(x, self.weight)):
             return super().forward(x)
+        sizes = len(x), *map(self._num_places, (0, 1), x.shape[2:])
+        if math.prod(sizes) > MOST_CELLS:
+            return super().forward(x)
         down, across = map(int, self.padding)
         around = F.pad(x.permute(0, 2, 3, 1), (0, 0, across, across, down, down))
         for axis in (0, 1):
             around = around.unfold(1 + axis, self.kernel_size[axis], self.stride[axis])
-        num_cells = around.shape[:3].numel()
-        if num_cells > MOST_CELLS:
-            return super().forward(x)
-        cells = around.permute(0, 1, 2, 4, 5, 3).reshape(num_cells, -1)
+        cells = around.permute(0, 1, 2, 4, 5, 3).reshape(math.prod(sizes), -1)
         weight = self.weight.permute(0, 2, 3, 1).flatten(1)
         product = onednn.multiply(cells, weight, self.bias)
-        return product.view(*around.shape[:3], -1).permute(0, 3, 1, 2)
+        return product.view(*sizes, -1).permute(0, 3, 1, 2)
+
+    def _num_places(self, axis: int, length: int) -> int:
+        """How many places the kernel takes along an axis of a map."""
+        room = length + 2 * int(self.padding[axis]) - self.kernel_size[axis]
+        return room // self.stride[axis] + 1
 
 
 def is_plain(x: torch.Tensor, weight: torch.Tensor) -> bool:
