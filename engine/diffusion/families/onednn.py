@@ -23,7 +23,8 @@ def multiply(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -
 
 @functools.cache
 def _dtypes() -> frozenset[torch.dtype]:
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+    is_there: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if not is_there or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return frozenset()
     has_bf16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return frozenset({torch.float32, torch.bfloat16} if has_bf16 else {torch.float32})
