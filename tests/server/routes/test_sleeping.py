@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from engine.contract.status import Phase
@@ -202,8 +203,8 @@ async def test_the_events_of_llama_server(
     monkeypatch.setattr(sleeping, "_POLL_S", 0.01)
     found: list[dict[str, Any]] = []
 
-    async def follow() -> None:
-        async with server.client.stream("GET", "/models/sse") as response:
+    async def follow(client: httpx.AsyncClient) -> None:
+        async with client.stream("GET", "/models/sse") as response:
             async for line in response.aiter_lines():
                 if line.startswith("data: "):
                     found.append(json.loads(line.removeprefix("data: ")))
@@ -216,18 +217,19 @@ async def test_the_events_of_llama_server(
         change()
         await until(lambda: len(of_other()) > number)
 
-    following = asyncio.create_task(follow())
-    await until(lambda: bool(of_other()))
-    for phase, more in [
-        (Phase.SLEEPING, {}),
-        (Phase.DOWNLOADING, {"progress": 0.25, "waking": True}),
-        (Phase.LOADING, {"progress": 0.5, "waking": True}),
-        (Phase.READY, {}),
-    ]:
-        await change(partial(server.engine.set_status, "other", phase, **more))
-    await change(partial(server.engine.forget, "other"))
-    server.state.lifecycle.begin_drain()
-    await following
+    async with server.listening() as url, httpx.AsyncClient(base_url=url, timeout=60) as client:
+        following = asyncio.create_task(follow(client))
+        await until(lambda: bool(of_other()))
+        for phase, more in [
+            (Phase.SLEEPING, {}),
+            (Phase.DOWNLOADING, {"progress": 0.25, "waking": True}),
+            (Phase.LOADING, {"progress": 0.5, "waking": True}),
+            (Phase.READY, {}),
+        ]:
+            await change(partial(server.engine.set_status, "other", phase, **more))
+        await change(partial(server.engine.forget, "other"))
+        server.state.lifecycle.begin_drain()
+        await following
     assert found[0] == {"model": MODEL, "event": "model_status", "data": {"status": "loaded"}}
     assert [(one["event"], one["data"]) for one in of_other()] == [
         ("model_status", {"status": "loaded"}),
