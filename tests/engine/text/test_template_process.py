@@ -201,9 +201,11 @@ async def test_a_process_that_crashes_at_work_fails_that_conversation_only() -> 
     async with process(source, TemplateLimits(cpu_s=60, wall_s=60)) as template:
         [pid] = children()
         bad = asyncio.create_task(template.render([USER], {"loop": True}))
-        await asyncio.sleep(0.1)
         good = asyncio.create_task(template.render([USER], {}))
-        await asyncio.sleep(0.1)
+        used_s, child = psutil.Process(pid).cpu_times().user, psutil.Process(pid)
+        async with asyncio.timeout(30):
+            while child.cpu_times().user < used_s + 0.1:  # noqa: ASYNC110 (nobody tells)
+                await asyncio.sleep(0.01)
         os.kill(pid, signal.SIGSEGV)
         with pytest.raises(ChatTemplateFailed, match="process of the model's chat template ended"):
             await bad
