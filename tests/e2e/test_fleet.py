@@ -42,7 +42,7 @@ def test_a_reset_forgets_prompts_and_the_numbers_agree(server):
     assert (reset[0], last[0]) == (0, 96)
     assert first[1] == again[1] == reset[1] == last[1]
 
-    server.wait_idle(60)
+    server.wait_idle()
     [load] = httpx.get(f"{server.url}/v1/loads?include=core").json()["loads"]
     assert (load["model"], load["num_total_reqs"], load["token_usage"]) == ("m", 0, 0)
     assert load["cache_hit_rate"] == pytest.approx(2 * 96 / 400)
