@@ -95,7 +95,11 @@ async def test_pinned_models_stay_awake(server: TextServer) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/sleep?model=x", "/wake_up?model=x", "/api/models/unload/x", "/models/pin"]
+    "path",
+    [
+        *("/sleep?model=x", "/wake_up?model=x", "/api/models/unload/x", "/models/pin"),
+        "/reset_prefix_cache?model=x",
+    ],
 )
 async def test_models_that_are_not_there(server: TextServer, path: str) -> None:
     body = {"model": "x", "pinned": True} if path == "/models/pin" else None
@@ -103,7 +107,9 @@ async def test_models_that_are_not_there(server: TextServer, path: str) -> None:
     assert response.status_code == 404 and "'x' is not served" in response.text
 
 
-@pytest.mark.parametrize("path", ["/sleep", "/wake_up", "/api/models/unload", "/models/pin"])
+@pytest.mark.parametrize(
+    "path", ["/sleep", "/wake_up", "/api/models/unload", "/models/pin", "/reset_prefix_cache"]
+)
 async def test_who_may_change_what_sleeps(start: Start, path: str) -> None:
     body = {"model": "other", "pinned": True}
     closed = start(enable_runtime_loading=False)
