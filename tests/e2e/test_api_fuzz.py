@@ -78,6 +78,6 @@ def test_generated_requests_never_break_the_server(start_server, tiny_llama, tmp
     ]
     again = {op.label: probed(op, server.url, MORE_EXAMPLES) for op in few}
     low = {label: one for label, one in again.items() if accepted(one) < ENOUGH_ACCEPTED}
-    assert httpx.get(f"{server.url}/ready").status_code == 200
+    assert httpx.get(f"{server.url}/ready", timeout=60).status_code == 200
     server.wait_until_nobody_is_in()
     assert not low, f"too few generated requests were accepted: {low}"
