@@ -18,7 +18,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import count, groupby
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import structlog
 import zmq
@@ -26,6 +26,7 @@ import zmq
 from engine.contract.adapter_orders import AdaptableEngine, AdapterReport
 from engine.contract.host import Grant
 from engine.contract.kinds import imported, kind_of
+from engine.contract.kv_events_config import KvEventsConfig
 from engine.contract.rejection import rejection
 from engine.contract.request import AdaptableInfo, Event, Info, Request, Stats
 from engine.contract.settings import EngineConfig
@@ -55,9 +56,13 @@ from engine.worker.stepping import (
     AnyEngine,
     CachingEngine,
     IdentifiedEngine,
+    JournalingEngine,
     PreparingEngine,
     SharedEngine,
 )
+
+if TYPE_CHECKING:
+    from engine.worker.kv_events import KvEventPublisher
 
 _LONGEST_NAP_S = 0.5
 _IDLE_S = 0.5
@@ -164,8 +169,10 @@ class Loop:
         link: Link,
         threads: ComputeThreads,
         pulse: Pulse | None = None,
+        kv_events: "KvEventPublisher | None" = None,
     ) -> None:
         self._engine = engine
+        self._kv_events = kv_events
         self._can_prepare = isinstance(engine, PreparingEngine)
         self._link = link
         self._pulse = pulse or Pulse()
@@ -231,6 +238,7 @@ class Loop:
                 case messages.ResetPrefixCache():
                     if isinstance(self._engine, CachingEngine):
                         self._engine.reset_prefix_cache()
+                        self._publish([], self._engine.stats())
                 case messages.Doze() as order:
                     if not self._doze(order):
                         return False
@@ -307,6 +315,9 @@ class Loop:
 
     def _publish(self, events: Sequence[Event], stats: Stats) -> None:
         start_s = time.perf_counter()
+        # First, so that whoever has an answer can ask what was cached for it.
+        if self._kv_events is not None:
+            self._kv_events.publish()
         for alike in [[*alike] for _, alike in groupby(events, type)] or [[]]:
             try:
                 self._link.send(self._report(alike, stats))
@@ -399,13 +410,16 @@ def serve(spec: messages.WorkerSpec) -> int:
     try:
         link.report(Phase.STARTING)
         engine, info = load(spec, link)
+        kv_events = _kv_events(spec, engine)
         link.send(messages.Ready.of(info))
         # Loaded objects stay: without this every full garbage collection would walk all of them.
         gc.collect()
         gc.freeze()
         gc.enable()
-        Loop(engine, link, _threads(spec.config, info), pulse).run()
+        Loop(engine, link, _threads(spec.config, info), pulse, kv_events).run()
         engine.shutdown()
+        if kv_events is not None:
+            kv_events.close()
     except EngineError as error:
         # Only logged for debugging, as the server logs this error itself.
         log.debug("worker failed", code=error.code, reason=error.message)
@@ -421,6 +435,18 @@ def serve(spec: messages.WorkerSpec) -> int:
     finally:
         link.close()
     return 0
+
+
+def _kv_events(spec: messages.WorkerSpec, engine: AnyEngine) -> "KvEventPublisher | None":
+    """What publishes the engine's cache events, if the operator wants them."""
+    journal = engine.cache_journal if isinstance(engine, JournalingEngine) else None
+    if journal is None:
+        return None
+    config = KvEventsConfig.read(spec.config.kv_events_config)
+    assert config is not None
+    from engine.worker.kv_events import KvEventPublisher
+
+    return KvEventPublisher(journal, config, spec.rank)
 
 
 def _threads(config: EngineConfig, info: Info) -> ComputeThreads:

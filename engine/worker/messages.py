@@ -76,6 +76,8 @@ class WorkerSpec(msgspec.Struct, frozen=True):
     log_level: str
     pulse_fd: int
     """The descriptor for its signs of life (`engine.processes.pulse`)."""
+    rank: int = 0
+    """Its number among the replicas of a model, counted from 0."""
 
 
 class Submit(msgspec.Struct, tag="submit", frozen=True, omit_defaults=True):

@@ -96,13 +96,13 @@ def serve(server):
     engine = Engine()
     threads = ComputeThreads(3, None, lambda threads: None)
 
-    def serve(*frames):
+    def serve(*frames, kv_events=None):
         link = Link(server.address)
         engine.on_step = lambda: server.socket.send(messages.encode(messages.Shutdown()))
         for frame in (*frames, messages.Abort(LAST)):
             server.socket.send(frame if isinstance(frame, bytes) else messages.encode(frame))
         with contextlib.closing(link), capture_logs() as logs:
-            Loop(engine, link, threads).run()
+            Loop(engine, link, threads, kv_events=kv_events).run()
         return received(server), logs
 
     serve.engine = engine
@@ -117,6 +117,23 @@ def test_an_engine_forgets_what_is_cached_before_later_requests(serve):
     reset = messages.ResetPrefixCache()
     serve(messages.Submit.of(request("a")), reset, messages.Submit.of(request("b")))
     assert done == ["a", "reset", "b"]
+
+
+def test_cache_events_are_published_after_steps_and_resets(serve):
+    published, engine = [], serve.engine
+    engine.reset_prefix_cache = lambda: published.append("reset")
+    step = engine.step
+
+    def noted_step():
+        published.append("step")
+        return step()
+
+    engine.step = noted_step
+    kv_events = SimpleNamespace(publish=lambda: published.append("events"))
+    frames = messages.ResetPrefixCache(), messages.Submit.of(request("a"))
+    answers, _ = serve(*frames, kv_events=kv_events)
+    assert published[:2] == ["reset", "events"] and published[-2:] == ["step", "events"]
+    assert [e.request_id for e in events_of(answers)] == ["a"]
 
 
 def test_an_engine_without_work_prepares_until_it_has_nothing_to_prepare(serve, monkeypatch):
