@@ -125,8 +125,10 @@ async def test_a_reset_is_for_one_text_model_or_all(tokenizer_folder: Path) -> N
     server = TextServer(
         tokenizer_folder, *infos, image_info("painter"), enable_runtime_loading=True
     )
-    assert (await server.client.post("/reset_prefix_cache?model=two")).status_code == 200
-    assert server.engine.resets == ["two"]
-    assert (await server.client.post("/reset_prefix_cache")).status_code == 200
-    assert server.engine.resets == ["two", "one", "two"]
-    assert (await server.client.post("/reset_prefix_cache?model=painter")).status_code == 400
+    for path in ("/reset_prefix_cache", "/flush_cache"):
+        server.engine.resets.clear()
+        assert (await server.client.post(f"{path}?model=two")).status_code == 200
+        assert server.engine.resets == ["two"]
+        assert (await server.client.post(path)).status_code == 200
+        assert server.engine.resets == ["two", "one", "two"]
+        assert (await server.client.post(f"{path}?model=painter")).status_code == 400
