@@ -69,6 +69,24 @@ async def test_what_cannot_be_generated_is_not_rendered(server: TextServer, path
     assert unknown.status_code == 404
 
 
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+async def test_what_is_too_long_is_refused_in_the_same_words(server: TextServer, path: str) -> None:
+    statuses = set()
+    for length in [1, 200, 300, *random.sample(range(200, 260), 9)]:
+        text = "fox " * length
+        prompt = (
+            {"messages": [{"role": "user", "content": text}]} if path == CHAT else {"prompt": text}
+        )
+        body = {**prompt, "max_tokens": random.choice([1, 20])}
+        rendered = await server.post(f"{path}/render", **body)
+        answered = await server.post(path, **body)
+        statuses.add(rendered.status_code)
+        assert rendered.status_code == answered.status_code, length
+        if rendered.status_code == 400:
+            assert rendered.json() == answered.json(), length
+    assert statuses == {200, 400}
+
+
 async def test_limits_and_loads_in_sglangs_words(tokenizer_folder: Path) -> None:
     infos = [text_info(tokenizer_folder, name, num_kv_blocks=32) for name in ("one", "two")]
     server = TextServer(tokenizer_folder, *infos, engine={"max_num_seqs": 8})
