@@ -2,13 +2,11 @@
 `--kv-events-config`."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any, Literal, Self, get_args, get_type_hints
+from dataclasses import dataclass
+from typing import Any, Literal, Self
 
-from engine.contract.knob import check_bounds, knob
-from engine.errors import InvalidParameter
-
-_SETTING = "kv_events_config"
+from engine.contract.json_setting import read_object
+from engine.contract.knob import knob
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,34 +32,8 @@ class KvEventsConfig:
         """Read the setting. None if nothing is to be published.
 
         Raises:
-            InvalidParameter: there is no such field, or a value has another type or is out of
-                bounds.
+            InvalidParameter: as in `read_object`.
         """
-        if given is None:
-            return None
-        kinds = get_type_hints(cls)
-        for name, value in given.items():
-            if name not in kinds:
-                known = ", ".join(f.name for f in fields(cls))
-                _refuse(f"there is no field {name}; its fields are {known}")
-            _check_kind(name, value, kinds[name])
-        config = cls(**given)
-        try:
-            check_bounds(config)
-        except InvalidParameter as error:
-            _refuse(error.message)
+        config = read_object(cls, given or {}, "kv_events_config")
         is_on = config.enable_kv_cache_events and config.publisher == "zmq"
         return config if is_on else None
-
-
-def _check_kind(name: str, value: Any, kind: Any) -> None:
-    allowed = get_args(kind)
-    if allowed and isinstance(allowed[0], str):
-        if value not in allowed:
-            _refuse(f"{name} must be one of {', '.join(allowed)}")
-    elif type(value) not in (allowed or (kind,)):
-        _refuse(f"{name} must not be {value!r}")
-
-
-def _refuse(reason: str) -> None:
-    raise InvalidParameter(f"{_SETTING}: {reason}", param=_SETTING)

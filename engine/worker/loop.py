@@ -27,6 +27,7 @@ from engine.contract.adapter_orders import AdaptableEngine, AdapterReport
 from engine.contract.host import Grant
 from engine.contract.kinds import imported, kind_of
 from engine.contract.kv_events_config import KvEventsConfig
+from engine.contract.profiler_config import ProfilerConfig
 from engine.contract.rejection import rejection
 from engine.contract.request import AdaptableInfo, Event, Info, Request, Stats
 from engine.contract.settings import EngineConfig
@@ -51,6 +52,7 @@ from engine.runtime.threads import (
 )
 from engine.weights.recognition import kind_of_checkpoint, with_fetched
 from engine.worker import messages
+from engine.worker.profiling import StepProfiler
 from engine.worker.socket_folder import remove_socket
 from engine.worker.stepping import (
     AnyEngine,
@@ -170,9 +172,11 @@ class Loop:
         threads: ComputeThreads,
         pulse: Pulse | None = None,
         kv_events: "KvEventPublisher | None" = None,
+        profiler: StepProfiler | None = None,
     ) -> None:
         self._engine = engine
         self._kv_events = kv_events
+        self._profiler = profiler
         self._can_prepare = isinstance(engine, PreparingEngine)
         self._link = link
         self._pulse = pulse or Pulse()
@@ -193,6 +197,8 @@ class Loop:
                 self._pulse.num_outcomes += bool(events) or stats.num_steps != self._num_steps
                 self._num_steps = stats.num_steps
                 self._publish(events, stats)
+                if self._profiler is not None:
+                    self._profiler.note_step()
                 self._plan_pause(started_s)
 
     def _step(self) -> tuple[list[Event], Stats]:
@@ -239,6 +245,9 @@ class Loop:
                     if isinstance(self._engine, CachingEngine):
                         self._engine.reset_prefix_cache()
                         self._publish([], self._engine.stats())
+                case messages.Profile(on=on):
+                    if self._profiler is not None:
+                        self._profiler.switch(on=on)
                 case messages.Doze() as order:
                     if not self._doze(order):
                         return False
@@ -410,13 +419,13 @@ def serve(spec: messages.WorkerSpec) -> int:
     try:
         link.report(Phase.STARTING)
         engine, info = load(spec, link)
-        kv_events = _kv_events(spec, engine)
+        kv_events, profiler = _kv_events(spec, engine), _profiler(spec)
         link.send(messages.Ready.of(info))
         # Loaded objects stay: without this every full garbage collection would walk all of them.
         gc.collect()
         gc.freeze()
         gc.enable()
-        Loop(engine, link, _threads(spec.config, info), pulse, kv_events).run()
+        Loop(engine, link, _threads(spec.config, info), pulse, kv_events, profiler).run()
         engine.shutdown()
         if kv_events is not None:
             kv_events.close()
@@ -447,6 +456,12 @@ def _kv_events(spec: messages.WorkerSpec, engine: AnyEngine) -> "KvEventPublishe
     from engine.worker.kv_events import KvEventPublisher
 
     return KvEventPublisher(journal, config, spec.rank)
+
+
+def _profiler(spec: messages.WorkerSpec) -> StepProfiler | None:
+    """What profiles steps, if the operator allows it."""
+    config = ProfilerConfig.read(spec.config.profiler_config)
+    return None if config is None else StepProfiler(config, f"{spec.model}-{os.getpid()}")
 
 
 def _threads(config: EngineConfig, info: Info) -> ComputeThreads:

@@ -158,6 +158,12 @@ class ResetPrefixCache(msgspec.Struct, tag="reset_prefix_cache", frozen=True):
     """Has requests that are sent later find nothing of earlier ones in the prefix cache."""
 
 
+class Profile(msgspec.Struct, tag="profile", frozen=True):
+    """Starts to profile steps, or stops and writes the trace."""
+
+    on: bool
+
+
 class Shutdown(msgspec.Struct, tag="shutdown", frozen=True):
     pass
 
@@ -295,6 +301,7 @@ ToWorker = (
     | LoadAdapter
     | UnloadAdapter
     | ResetPrefixCache
+    | Profile
     | Doze
     | WakeUp
     | Shutdown

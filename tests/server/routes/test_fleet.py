@@ -138,6 +138,28 @@ async def test_limits_and_loads_in_sglangs_words(tokenizer_folder: Path) -> None
         }
 
 
+async def test_what_may_be_profiled_is(tokenizer_folder: Path) -> None:
+    infos = [text_info(tokenizer_folder, name) for name in ("one", "two")]
+    settings = {"engine": {"profiler_config": {"torch_profiler_dir": "/traces"}}}
+    server = TextServer(
+        tokenizer_folder, *infos, image_info("painter"), enable_runtime_loading=True, **settings
+    )
+    for path, on in (("/start_profile", True), ("/stop_profile", False)):
+        server.engine.profiles.clear()
+        assert (await server.client.post(f"{path}?model=two")).status_code == 200
+        assert server.engine.profiles == [("two", on)]
+        assert (await server.client.post(path)).status_code == 200
+        assert server.engine.profiles[1:] == [(name, on) for name in ("one", "two", "painter")]
+    for more, status, reason in (
+        ({"enable_runtime_loading": True}, 400, "profiler_config"),
+        (settings, 403, "--enable-runtime-loading"),
+    ):
+        closed = TextServer(tokenizer_folder, *infos, **more)
+        refused = await closed.client.post("/start_profile")
+        assert refused.status_code == status and reason in refused.text
+        assert closed.engine.profiles == []
+
+
 async def test_a_reset_is_for_one_text_model_or_all(tokenizer_folder: Path) -> None:
     infos = [text_info(tokenizer_folder, name) for name in ("one", "two")]
     server = TextServer(

@@ -98,7 +98,7 @@ async def test_pinned_models_stay_awake(server: TextServer) -> None:
     "path",
     [
         *("/sleep?model=x", "/wake_up?model=x", "/api/models/unload/x", "/models/pin"),
-        "/reset_prefix_cache?model=x",
+        *("/reset_prefix_cache?model=x", "/start_profile?model=x", "/stop_profile?model=x"),
     ],
 )
 async def test_models_that_are_not_there(server: TextServer, path: str) -> None:
