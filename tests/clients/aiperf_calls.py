@@ -8,6 +8,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import httpx
 import pytest
@@ -15,6 +17,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 URL = os.environ["SERVER_URL"]
+PROFILES = Path(os.environ["SERVER_PROFILES"])
 NUM_REQUESTS = 12
 
 
@@ -74,6 +77,15 @@ def test_texts(profile, kind, streaming):
     if streaming:
         assert 0 < found["time_to_first_token"]["avg"] < found["request_latency"]["avg"]
         assert found["inter_token_latency"]["avg"] > 0
+
+
+def test_a_profile_of_the_server(profile):
+    before, model = set(PROFILES.iterdir()), "smollm2-135m-instruct"
+    profile(model, "--output-tokens-mean", "4", "--server-profiler")
+    until_s = time.monotonic() + 60
+    while not [one for one in set(PROFILES.iterdir()) - before if one.name.startswith(model)]:
+        assert time.monotonic() < until_s
+        time.sleep(0.1)
 
 
 def test_embeddings(profile):

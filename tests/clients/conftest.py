@@ -19,7 +19,10 @@ def server(tmp_path_factory, smollm2_checkpoint):
     """A server of the default model, an embedding model and an image model."""
     models = ("smollm2-135m-instruct", "all-minilm-l6-v2", "tandem-shapes")
     options = [option for model in models for option in ("--model", model)]
-    server = Server(tmp_path_factory.mktemp("server") / "log", *options, "--enable-runtime-loading")
+    folder = tmp_path_factory.mktemp("server")
+    config = json.dumps({"torch_profiler_dir": str(folder / "profiles")})
+    options += ["--enable-runtime-loading", "--profiler-config", config]
+    server = Server(folder / "log", *options)
     server.wait_for("/ready")
     yield server
     assert server.stop() == 0
@@ -55,6 +58,7 @@ def environment(server, monkeypatch):
     """Set the environment that the clients' documentation asks for, and keep clients from calling
     home."""
     monkeypatch.setenv("SERVER_URL", server.url)
+    monkeypatch.setenv("SERVER_PROFILES", str(server.log_path.with_name("profiles")))
     monkeypatch.setenv("OPENAI_BASE_URL", f"{server.url}/v1")
     monkeypatch.setenv("OPENAI_API_KEY", "unused")
     monkeypatch.setenv("OPENAI_AGENTS_DISABLE_TRACING", "1")
