@@ -177,6 +177,12 @@ class TextSettings(TokenSettings, AdapterSettings):
         form="JSON",
         names_files=True,
     )
+    panel_file_gib: float = knob(
+        32.0,
+        "Most GiB of files in which packed weights lie as this processor reads them, so that later "
+        "starts map them; the longest unused go first. They are in cache_dir. 0: none.",
+        ge=0.0,
+    )
     seed: int | None = knob(None, "Seed for requests that send none.")
     async_scheduling: AsyncScheduling = knob(
         "auto",
