@@ -35,6 +35,8 @@ from engine.llm.cache.cache_journal import (
 MEDIUM = "GPU"
 """vLLM's name of the memory that a model computes from, on CPUs too."""
 _END = (-1).to_bytes(8, "big", signed=True)
+_LONGEST_FRAME = 64
+"""A longer one in a question ends its sender's connection."""
 _CLOSE_S = 1.0
 
 log = structlog.get_logger(__name__)
@@ -145,6 +147,7 @@ class KvEventPublisher:
         self._replay = None
         if config.replay_endpoint is not None:
             self._replay = self._socket(zmq.ROUTER, config.buffer_steps + 1)
+            self._replay.maxmsgsize = _LONGEST_FRAME
             self._open(self._replay, config.replay_endpoint, is_bound=True)
         self._thread = threading.Thread(target=self._run, name="kv-events", daemon=True)
         self._thread.start()
@@ -184,7 +187,7 @@ class KvEventPublisher:
                 self._publish_queued()
                 if self._replay in ready:
                     self._answer()
-            except zmq.ZMQError:
+            except Exception:  # later batches, whose numbers show the gap, may be sent again
                 log.exception("KV events could not be sent")
 
     def _publish_queued(self) -> None:
