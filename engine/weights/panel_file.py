@@ -21,7 +21,8 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,13 @@ import numpy as np
 import structlog
 import torch
 
+from engine.runtime.huge_pages import are_pages_large
 from engine.version import __version__
 from engine.weights.digest import model_files
 from engine.weights.source import Checkpoint
 from engine.weights.verified_file import write_whole
 from kernels import native
-from kernels.linear_panels.panels import LANES, PanelFormat, Panels
+from kernels.linear_panels.panels import PanelFormat, Panels
 
 SMALLEST_BYTES = 256 << 20
 """Fewer bytes of panels are made in less than a second, so they are not kept."""
@@ -43,7 +45,6 @@ FREE_SHARE = 0.05
 
 _END = b"tandem panels 1\n"
 _LENGTH_BYTES = 8
-_LARGEST_LIST_BYTES = 16 << 20
 _PIECE_BYTES = 64 << 20
 _ABANDONED_S = 24 * 3600
 """The age from which a file that is still being written is taken for one of a killed process."""
@@ -74,7 +75,7 @@ class PanelFile:
     ) -> Panels:
         """The next panels: mapped, or from `make` if there is no file."""
         if self._known is not None:
-            if (data := self._mapped(form, out_features, in_features)) is not None:
+            if (data := self._next(form, out_features, in_features)) is not None:
                 return Panels(
                     format=form, out_features=out_features, in_features=in_features, data=data
                 )
@@ -94,24 +95,17 @@ class PanelFile:
                 target=self._write, args=(made, num_bytes), name="panel file", daemon=True
             ).start()
 
-    def _mapped(
-        self, form: PanelFormat, out_features: int, in_features: int
-    ) -> torch.Tensor | None:
+    def _next(self, form: PanelFormat, out_features: int, in_features: int) -> torch.Tensor | None:
+        """The next panels of the file; None if these are not meant."""
         assert self._known is not None
-        if self._num_taken == len(self._known):
+        label, first, num_bytes = self._known.listed[self._num_taken]
+        if label != _label(form, out_features, in_features):
             return None
-        label, first, num_bytes = self._known[self._num_taken]
-        shape = _shape(form, out_features, in_features)
-        if label != _label(form, out_features, in_features) or num_bytes != shape[0] * shape[1]:
-            return None
-        try:
-            # Copy-on-write, since torch asks for memory that it may write to; nobody does.
-            array = np.memmap(self._path, np.uint8, "c", first, shape)
-        except (OSError, ValueError):
-            return None
-        array._mmap.madvise(mmap.MADV_WILLNEED)  # type: ignore[attr-defined]
         self._num_taken += 1
-        return torch.from_numpy(array)
+        data = self._known.memory[first : first + num_bytes]
+        if not self._known.has_large_pages:
+            data = data.clone()
+        return data.view(-1, form.panel_bytes(in_features))
 
     def _forget(self) -> None:
         self._known = None
@@ -129,7 +123,7 @@ class PanelFile:
             if disk.free - num_bytes < FREE_SHARE * disk.total:
                 log.info("too little room to keep arranged weights", path=str(self._path.parent))
                 return
-            write_whole(self._path, _pieces(made))
+            write_whole(self._path, _in_pieces(_content(made)))
         except OSError as error:
             log.warning("arranged weights cannot be kept", path=str(self._path), reason=str(error))
             return
@@ -166,38 +160,60 @@ def _label(form: PanelFormat, out_features: int, in_features: int) -> list[Any]:
     return [str(form), out_features, in_features]
 
 
-def _shape(form: PanelFormat, out_features: int, in_features: int) -> tuple[int, int]:
-    return -(-out_features // LANES), form.panel_bytes(in_features)
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A whole file."""
+
+    listed: list[tuple[list[Any], int, int]]
+    """The label, first byte and size of each."""
+    memory: torch.Tensor
+    """The mapped file."""
+    has_large_pages: bool
+    """Whether the kernel maps it in large pages. With small ones a step takes a tenth longer, so
+    the panels are copied then."""
 
 
-def _read(path: Path) -> list[tuple[list[Any], int, int]] | None:
-    """The labels, places and sizes of a file's panels; None if there is no whole file."""
+def _read(path: Path) -> _Known | None:
+    """Map a file; None if there is no whole one."""
     try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            file.seek(max(0, size - _LENGTH_BYTES - len(_END)))
-            length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
-            if file.read() != _END or length > min(size, _LARGEST_LIST_BYTES):
-                return None
-            file.seek(size - _LENGTH_BYTES - len(_END) - length)
-            listed = json.loads(file.read(length))
+        # Copy-on-write, since torch asks for memory that it may write to; nobody does.
+        array = np.memmap(path, np.uint8, "c")
+        end = len(array) - _LENGTH_BYTES - len(_END)
+        length = int.from_bytes(array[end : end + _LENGTH_BYTES].tobytes(), "little")
+        if array[-len(_END) :].tobytes() != _END or length > end:
+            return None
+        listed = json.loads(array[end - length : end].tobytes())
         os.utime(path)
-        return [(label, first, num_bytes) for label, first, num_bytes in listed]
-    except (OSError, ValueError, TypeError):
+        memory = torch.from_numpy(array)
+        return _Known(listed, memory, are_pages_large(memory))
+    except (OSError, ValueError):
         return None
 
 
-def _pieces(made: Sequence[tuple[list[Any], torch.Tensor]]) -> Iterator[bytes | memoryview]:
+def _content(made: Sequence[tuple[list[Any], torch.Tensor]]) -> Iterator[bytes | memoryview]:
+    """All of a file, in order."""
     listed, at = [], 0
     for label, data in made:
         memory = data.numpy().data.cast("B")
         listed.append([label, at, len(memory)])
-        for first in range(0, len(memory), _PIECE_BYTES):
-            yield memory[first : first + _PIECE_BYTES]
         padding = -len(memory) % mmap.PAGESIZE
+        yield memory
         yield bytes(padding)
         at += len(memory) + padding
     text = json.dumps(listed).encode()
     yield text
     yield len(text).to_bytes(_LENGTH_BYTES, "little")
     yield _END
+
+
+def _in_pieces(content: Iterable[bytes | memoryview]) -> Iterator[bytes]:
+    """The same in pieces of one size, since the kernel's page cache holds what is written at once,
+    from the start of a large page on, in large pages."""
+    piece = bytearray()
+    for some in content:
+        for first in range(0, len(some), _PIECE_BYTES):
+            piece += some[first : first + _PIECE_BYTES]
+            if len(piece) >= _PIECE_BYTES:
+                yield bytes(piece[:_PIECE_BYTES])
+                del piece[:_PIECE_BYTES]
+    yield bytes(piece)
