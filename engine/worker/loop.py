@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import count, groupby
@@ -203,7 +203,8 @@ class Loop:
 
     def _step(self) -> tuple[list[Event], Stats]:
         self._threads.before_step()
-        result = self._engine.step()
+        step: Callable[[], tuple[list[Event], Stats]] = self._engine.step
+        result = step() if self._profiler is None else self._profiler.run(step)
         self._threads.after_step()
         return result
 

@@ -3,8 +3,9 @@ Perfetto and TensorBoard show."""
 
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import structlog
 
@@ -13,6 +14,8 @@ from engine.errors import ModelLoadError
 
 if TYPE_CHECKING:
     from torch.profiler import profile
+
+T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
@@ -49,6 +52,16 @@ class StepProfiler:
             self._start()
         elif not on and self._running is not None:
             self._write()
+
+    def run(self, step: Callable[[], T]) -> T:
+        """Run a step, which has an entry of its own in the trace: a recorded one may have no
+        other."""
+        if self._running is None:
+            return step()
+        from torch.profiler import record_function
+
+        with record_function("step"):
+            return step()
 
     def note_step(self) -> None:
         """Count a step, and write the trace if it was the last one."""

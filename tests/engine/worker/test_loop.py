@@ -140,11 +140,13 @@ def test_cache_events_are_published_after_steps_and_resets(serve):
 def test_steps_are_profiled_between_two_of_them(serve):
     done = []
     profiler = SimpleNamespace(
-        switch=lambda *, on: done.append(on), note_step=lambda: done.append("step")
+        switch=lambda *, on: done.append(on),
+        run=lambda step: (done.append("run"), step())[1],
+        note_step=lambda: done.append("note"),
     )
     frames = [messages.Profile(True), messages.Submit.of(request("a"))]
     answers, _ = serve(*frames, profiler=profiler)
-    assert done == [True, "step"] and len(events_of(answers)) == 1
+    assert done == [True, "run", "note"] and len(events_of(answers)) == 1
     answers, logs = serve(*frames)
     assert len(events_of(answers)) == 1 and logs == [], "without a profiler nothing happens"
 

@@ -19,7 +19,8 @@ def make(tmp_path, **fields):
 
 
 def step(profiler, size):
-    torch.ones(size, size) @ torch.ones(size, size)
+    made = profiler.run(lambda: torch.ones(size, size) @ torch.ones(size, size))
+    assert made.shape == (size, size)
     profiler.note_step()
 
 
@@ -28,6 +29,8 @@ def sizes_in(path):
     data = path.read_bytes()
     events = json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)["traceEvents"]
     products = [one for one in events if one.get("name") == "aten::mm"]
+    steps = [one for one in events if one.get("cat") == "user_annotation"]
+    assert [one["name"] for one in steps] == ["step"] * len(products)
     return [one["args"]["Input Dims"][0][0] for one in products]
 
 
