@@ -3,7 +3,6 @@
 import os
 import random
 import threading
-import time
 
 import pytest
 import torch
@@ -147,17 +146,16 @@ def test_a_damaged_file_counts_as_none(checkpoint, weights, damage):
 
 
 def test_files_stay_within_their_bytes_and_the_longest_unused_goes(checkpoint, weights):
-    keepers = [keeper_of(checkpoint, facts=(number,)) for number in range(3)]
-    sizes = []
-    for number, keeper in enumerate(keepers):
+    for number in range(2):
+        keeper = keeper_of(checkpoint, facts=(number,))
         panels_of(weights, keeper)
-        if number == 2:
-            keeper_of(checkpoint, facts=(0,))  # used again
-            keeper._most_bytes = sum(sizes) + sizes[0] // 2
         write(keeper)
-        sizes = [file.stat().st_size for file in files_of(checkpoint)]
-        for age, file in enumerate(reversed(files_of(checkpoint))):
-            os.utime(file, (time.time() - 99 - age,) * 2) if number < 1 else None
+        os.utime(keeper._path, (100 + number, 100 + number))
+    size = keeper._path.stat().st_size
+    keeper_of(checkpoint, facts=(0,))  # the older one is used again
+    keeper = keeper_of(checkpoint, most_bytes=2 * size, facts=(2,))
+    panels_of(weights, keeper)
+    write(keeper)
     made = [panels_of(weights, keeper_of(checkpoint, facts=(number,)))[1] for number in range(3)]
     assert made == [0, len(weights), 0]
 
