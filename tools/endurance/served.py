@@ -122,7 +122,7 @@ class Server:
         return False
 
     async def end(self, number: signal.Signals = signal.SIGTERM) -> list[str]:
-        """End the server by a signal. Says what was wrong with that, also if it had ended before."""
+        """End the server by a signal. Says what was wrong with that, or if it had ended before."""
         problems = []
         if self.runs():
             with contextlib.suppress(ProcessLookupError):
