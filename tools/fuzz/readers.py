@@ -187,6 +187,8 @@ def _make_archive(folder: Path) -> Path:
 
 
 def _read_upscaler(path: Path) -> None:
+    import spandrel  # noqa: F401  # at the first strange weights it would look like a leak
+
     from engine.upscaling.loading import load_network
 
     load_network(_found(str(path)))
