@@ -191,6 +191,10 @@ class EngineClient(Protocol):
         prefix cache."""
         ...
 
+    def profile(self, model: str, *, on: bool) -> None:
+        """Start to profile the steps of a model of that id, or stop and write what was found."""
+        ...
+
     def load_adapter(self, model: str, order: AdapterOrder) -> "asyncio.Future[AdapterReport]":
         """Begin to load a LoRA adapter. Requests can then use it by name, also after a restart of
         the worker.
@@ -259,7 +263,7 @@ class EngineClient(Protocol):
         return []
 
     async def start(self) -> None:
-        """Begin to load the models in the background and return at once."""
+        """Begin to load the models in the background and return at once; once begun, do nothing."""
         ...
 
     async def stop(self, drain_timeout_s: float) -> None:
@@ -279,7 +283,7 @@ class ProcessEngineClient(EngineClient):
         self.on_gone: OnGone | None = None
         self.on_lost: Callable[[str], None] | None = None
         """Called when a worker has ended, with its name."""
-        self._draining = False
+        self._has_started = self._draining = False
         self._options = options
         most_gib = options.config.memory_gib
         self._arbiter = MemoryArbiter(None if most_gib is None else int(most_gib * GIB))
@@ -358,6 +362,10 @@ class ProcessEngineClient(EngineClient):
         if model in self._supervisors:
             self._supervisors[model].reset_prefix_cache()
 
+    def profile(self, model: str, *, on: bool) -> None:
+        if model in self._supervisors:
+            self._supervisors[model].profile(on=on)
+
     def load_adapter(self, model: str, order: AdapterOrder) -> asyncio.Future[AdapterReport]:
         supervisor = self._supervisor_of(model)
         self._check_adapter_name(supervisor, order)
@@ -409,6 +417,9 @@ class ProcessEngineClient(EngineClient):
         return self._arbiter.devices()
 
     async def start(self) -> None:
+        if self._has_started:
+            return
+        self._has_started = True
         # The models are wanted in their order, the first ones most.
         for place, supervisor in enumerate(self._supervisors.values(), 1):
             slumber = supervisor.slumber
