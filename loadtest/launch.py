@@ -55,16 +55,20 @@ Probe: TypeAlias = Callable[[], Awaitable[TimedRecord]]
 
 @dataclass(slots=True)
 class Launch:
-    """A running server. Seconds count from the launch of its command.
+    """A running server: its process. Seconds count from the launch of its command.
 
     `first_answer_s`: any HTTP answer. `ready_s`: every probe has been answered once; by default
     there is one, a request of one token.
     """
 
-    pid: int
+    process: asyncio.subprocess.Process
     first_answer_s: float
     ready_s: float
     stop_s: float | None = None
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
 
     def to_json(self) -> dict[str, float | None]:
         return {
@@ -187,15 +191,16 @@ async def _wait_until_serving(
         if record.error is None:
             waiting.pop(0)
             if not waiting:
-                return Launch(process.pid, first_answer_s or now_s, now_s)
+                return Launch(process, first_answer_s or now_s, now_s)
             continue
         if record.status in (400, 401, 403, 404, 422):
             raise RuntimeError(f"{name} refuses the probe: {record.error}")
         await asyncio.sleep(_POLL_S)
-    raise RuntimeError(f"{name} ended with status {process.returncode}:\n{_tail(log)}")
+    raise RuntimeError(f"{name} ended with status {process.returncode}:\n{log_tail(log)}")
 
 
-def _tail(log: Path) -> str:
+def log_tail(log: Path) -> str:
+    """The end of what a server has written."""
     return log.read_text(errors="replace")[-_LOG_TAIL_CHARS:].strip()
 
 

@@ -22,6 +22,24 @@ constexpr int kLanes = 8;
 typedef float Lanes __attribute__((vector_size(4 * kLanes)));
 typedef int32_t IntLanes __attribute__((vector_size(4 * kLanes)));
 
+// Converts integers to numbers. Compilers for 64-bit ARM convert one at a time what is longer than a
+// register of its processors.
+inline Lanes as_numbers(IntLanes integers) {
+#if defined(__aarch64__)
+  typedef float Numbers __attribute__((vector_size(16)));
+  typedef int32_t Integers __attribute__((vector_size(16)));
+  Integers from[kLanes / 4];
+  Numbers to[kLanes / 4];
+  std::memcpy(from, &integers, sizeof from);
+  for (int i = 0; i < kLanes / 4; ++i) to[i] = __builtin_convertvector(from[i], Numbers);
+  Lanes numbers;
+  std::memcpy(&numbers, to, sizeof to);
+  return numbers;
+#else
+  return __builtin_convertvector(integers, Lanes);
+#endif
+}
+
 // Storage of packed caches: float8_e4m3fn has no infinities, its largest number is 448.
 struct Float8 {
   uint8_t bits;
@@ -86,7 +104,7 @@ inline IntLanes widen(const int8_t* from) {
 }
 
 inline Lanes load_lanes(const int8_t* from) {
-  return __builtin_convertvector(widen(from), Lanes);
+  return as_numbers(widen(from));
 }
 
 inline Lanes load_lanes(const PowerOfTwo* from) {

@@ -31,7 +31,7 @@ struct Cut {
       words = (IntLanes)((Unsigned)words >> (32 - width));
     else
       words &= ((1 << width) - 1) << place(half, i);
-    return __builtin_convertvector(words, Lanes);
+    return as_numbers(words);
   }
 };
 

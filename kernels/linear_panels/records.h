@@ -208,10 +208,15 @@ struct Record {
 
 // Calls `function` with each quad of a half, as a constant where upper bits must be found in their
 // bytes. Elsewhere the loop need not be unrolled: with many `rows` in `function` that gains
-// nothing, and compilers take long over it.
+// nothing, and compilers take long over it, longer where `Lanes` are two registers.
 template <class R, int rows, class Function>
 ALWAYS_INLINE void for_quads(Function function) {
-  if constexpr (R::bits == 5 || R::bits == 6 || rows < 4) {
+#if defined(__aarch64__)
+  constexpr int kMany = 2;
+#else
+  constexpr int kMany = 4;
+#endif
+  if constexpr (R::bits == 5 || R::bits == 6 || rows < kMany) {
 #pragma GCC unroll 4
     for (int q = 0; q < kQuads / 2; ++q) function(q);
   } else {

@@ -9,6 +9,7 @@ import pytest
 from engine.errors import CorruptFile
 from server.app import create_app
 from server.settings import Settings
+from tests.helpers.plain_python import printed
 from tests.helpers.server.fake_engine import FakeEngine
 from tools.fuzz import surface
 from tools.fuzz.findings import Findings
@@ -85,3 +86,25 @@ def test_every_request_has_a_route():
     assert {order["path"] for order in orders} <= {p for p, way in paths.items() if "post" in way}
     dialects = {"/v1/messages", "/api/chat", "/sdapi/v1/txt2img", "/completion", "/v1/responses"}
     assert dialects <= {order["path"] for order in orders}
+
+
+def test_all_that_strange_weights_need_is_imported_with_whole_ones(tmp_path):
+    assert printed("-c", STRANGE_WEIGHTS, str(tmp_path)) == "set()\n"
+
+
+STRANGE_WEIGHTS = """\
+import sys
+from pathlib import Path
+import torch
+from engine.errors import UnsupportedArchitecture
+from tools.fuzz.readers import READERS
+reader = READERS["archive"]
+path = reader.make(Path(sys.argv[1]))
+reader.read(path)
+before = set(sys.modules)
+torch.save({"params": {"strange": torch.zeros(3)}}, path)
+try:
+    reader.read(path)
+except UnsupportedArchitecture:
+    print({name for name in set(sys.modules) - before if name.startswith("spandrel")} or "set()")
+"""

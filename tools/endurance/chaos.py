@@ -15,6 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import httpx
+
 from kernels import cache_folder
 from loadtest.launch import free_port
 from tools.endurance.asking import Answer, Asker
@@ -198,7 +200,7 @@ class Chaos:
         await self._look_at_remains()
         if not await self._answers_rightly():
             self._run.problems.append("no right answers in the end; the server is started anew")
-            await self._restart(KILL)
+            self._run.problems += await self._restart(KILL)
 
     async def _befall(self, fault: Fault) -> None:
         effect = EFFECTS[fault.name]
@@ -219,8 +221,8 @@ class Chaos:
             await asyncio.sleep(fault.hold_s)
         finally:
             undo()
-        if effect.ends_server is not None:
-            problems = await self._restart(effect.ends_server)
+        if effect.ends_server is not None or not self.server.runs():
+            problems = await self._restart(effect.ends_server or KILL)
             self._run.problems += [f"{fault.name}: {problem}" for problem in problems]
         told["recovered_s"] = await self._recovery(fault, effect)
         window.end = time.monotonic()
@@ -282,13 +284,21 @@ class Chaos:
     async def _look_at_remains(self) -> None:
         """Nothing may be under way, and no process beside those that seeds began with."""
         clock = PatientClock()
-        work = await work_of(self.server.url)
-        while (remains(work) or self._processes() - self._usual) and clock.seconds < IDLE_S:
+        left = await self._work_left()
+        while left or self._processes() - self._usual:
+            if clock.seconds >= IDLE_S or not self.server.runs():
+                break
             await clock.sleep(_PAUSE_S)
-            work = await work_of(self.server.url)
-        self._run.problems += remains(work)
+            left = await self._work_left()
+        self._run.problems += left
         for kind, number in (self._processes() - self._usual).items():
             self._run.problems.append(f"{number} more processes of the kind {kind} than before")
+
+    async def _work_left(self) -> list[str]:
+        try:
+            return remains(await work_of(self.server.url))
+        except httpx.HTTPError as error:
+            return [f"the server does not tell its work: {type(error).__name__} {error}".strip()]
 
 
 def is_explained(answer: Answer, effect: Effect) -> bool:

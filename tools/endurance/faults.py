@@ -211,30 +211,18 @@ def move_clock(clock: Path, seconds: int) -> None:
         file.write(struct.pack("=q", seconds))
 
 
-def _drop_packets(ground: Ground, rng: random.Random) -> Undo:
-    assert ground.network is not None
-    ground.network.drop(rng.choice((5, 20, 50)))
-    return ground.network.mend
+def _packets(befall: Callable[[Network, random.Random], None], may_lose: bool = False) -> Effect:
+    def do(ground: Ground, rng: random.Random) -> Undo:
+        assert ground.network is not None
+        befall(ground.network, rng)
+        return ground.network.mend
+
+    return Effect(do, may_lose=may_lose, needs="network")
 
 
-def _slow_packets(ground: Ground, rng: random.Random) -> Undo:
-    assert ground.network is not None
-    ground.network.slow(rng.choice((64, 256, 1024)))
-    return ground.network.mend
-
-
-def _half_open(ground: Ground, rng: random.Random) -> Undo:
+def _half_open(network: Network, rng: random.Random) -> None:
     """Let one side hear nothing of the other, or the server not hear that clients leave."""
-    network = ground.network
-    assert network is not None
     rng.choice((network.silence_clients, network.silence_server, network.hide_ends))()
-    return network.mend
-
-
-def _reset_connections(ground: Ground, rng: random.Random) -> Undo:
-    assert ground.network is not None
-    ground.network.reset()
-    return ground.network.mend
 
 
 def _none(ground: Ground, rng: random.Random) -> Undo:
@@ -267,8 +255,8 @@ EFFECTS = {
     "few descriptors for a worker": Effect(_few_descriptors("worker")),
     "corrupt store": Effect(_corrupt_store, needs="disk", sleeps=True),
     "clock jump": Effect(_jump),
-    "dropped packets": Effect(_drop_packets, needs="network"),
-    "slow packets": Effect(_slow_packets, needs="network"),
-    "half-open connections": Effect(_half_open, needs="network"),
-    "reset connections": Effect(_reset_connections, may_lose=True, needs="network"),
+    "dropped packets": _packets(lambda network, rng: network.drop(rng.choice((5, 20, 50)))),
+    "slow packets": _packets(lambda network, rng: network.slow(rng.choice((64, 256, 1024)))),
+    "half-open connections": _packets(_half_open),
+    "reset connections": _packets(lambda network, rng: network.reset(), may_lose=True),
 }

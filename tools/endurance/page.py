@@ -124,8 +124,13 @@ def _chaos(run: Mapping[str, Any]) -> str:
     for part, count in left_out.items():
         parts.append(f"Left out, because no {part} of our own can be had here: {count} faults.")
     for one in run["runs"]:
-        parts += [f"- seed {one['seed']}: {problem}" for problem in one["problems"]]
+        parts += [f"- seed {one['seed']}: {_head(problem)}" for problem in one["problems"]]
     return "\n\n".join(parts)
+
+
+def _head(problem: str) -> str:
+    """A problem without the log that may follow."""
+    return problem.partition("\n")[0].removesuffix(":")
 
 
 def plot(run: Mapping[str, Any], path: Path) -> None:

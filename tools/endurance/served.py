@@ -12,7 +12,7 @@ from pathlib import Path
 
 import httpx
 
-from loadtest.launch import Launch, ServerCommand, free_port, launched
+from loadtest.launch import Launch, ServerCommand, free_port, launched, log_tail
 from loadtest.processes import ProcessStat
 from loadtest.random_adapters import layer_shapes, write_random_adapter
 from tools.endurance.order import Names
@@ -122,13 +122,18 @@ class Server:
         return False
 
     async def end(self, number: signal.Signals = signal.SIGTERM) -> list[str]:
-        """End the server by a signal; says what was wrong with its end."""
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, number)
-        clock = PatientClock()
-        while self._runs() and clock.seconds < END_S:
-            await clock.sleep(_POLL_S)
-        problems = [f"the server did not end in {END_S:g} s"] if self._runs() else []
+        """End the server by a signal. Says what was wrong with that, or if it had ended before."""
+        problems = []
+        if self.runs():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+            clock = PatientClock()
+            while self.runs() and clock.seconds < END_S:
+                await clock.sleep(_POLL_S)
+            if self.runs():
+                problems.append(f"the server did not end in {END_S:g} s")
+        else:
+            problems.append(await self._own_end())
         clock = PatientClock()
         while self.processes_left() and clock.seconds < 10:
             await clock.sleep(_POLL_S)
@@ -136,7 +141,11 @@ class Server:
             problems.append(f"{len(left)} processes outlived the server by 10 s")
         return problems
 
-    def _runs(self) -> bool:
+    async def _own_end(self) -> str:
+        status = await self.launch.process.wait()
+        return f"the server had ended by itself with status {status}:\n{log_tail(self.log)}"
+
+    def runs(self) -> bool:
         stat = ProcessStat.read(self.pid)
         return stat is not None and not stat.is_zombie
 

@@ -4,6 +4,7 @@ import functools
 import json
 import struct
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -187,6 +188,8 @@ def _make_archive(folder: Path) -> Path:
 
 
 def _read_upscaler(path: Path) -> None:
+    import_module("spandrel")  # at the first strange weights it would look like a leak
+
     from engine.upscaling.loading import load_network
 
     load_network(_found(str(path)))

@@ -56,6 +56,40 @@ def test_a_fault_is_left_out_only_where_its_part_is_missing(tmp_path):
     assert lacking == packets
 
 
+class RecordedNetwork:
+    """Notes what is called."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __getattr__(self, name):
+        return lambda *arguments: self.calls.append((name, *arguments))
+
+
+@pytest.mark.parametrize(
+    ("fault", "calls"),
+    [
+        ("dropped packets", {("drop", 5), ("drop", 20), ("drop", 50)}),
+        ("slow packets", {("slow", 64), ("slow", 256), ("slow", 1024)}),
+        (
+            "half-open connections",
+            {("silence_clients",), ("silence_server",), ("hide_ends",)},
+        ),
+        ("reset connections", {("reset",)}),
+    ],
+)
+def test_packets_meet_each_form_of_a_fault_until_it_is_undone(tmp_path, fault, calls):
+    made = set()
+    for seed in range(60):
+        network = RecordedNetwork()
+        undo = EFFECTS[fault].do(Ground(object(), None, network, tmp_path), random.Random(seed))
+        made.update(network.calls)
+        assert len(network.calls) == 1
+        undo()
+        assert network.calls[1:] == [("mend",)]
+    assert made == calls
+
+
 def test_damage_changes_a_file_and_repeats(tmp_path):
     seed, contents = random.randrange(2**31), random.randbytes(300)
     results = []
