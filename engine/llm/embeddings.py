@@ -82,6 +82,10 @@ class EngineWithEmbeddings:
         """See `engine.worker.stepping.IdentifiedEngine`."""
         self.texts.identify(digest)
 
+    def tend_loans(self) -> float | None:
+        """See `engine.worker.stepping.LendingEngine`."""
+        return self.texts.tend_loans()
+
     def reset_prefix_cache(self) -> None:
         """See `engine.worker.stepping.CachingEngine`."""
         self.texts.reset_prefix_cache()

@@ -79,5 +79,15 @@ class CachingEngine(Protocol):
         ...
 
 
+@runtime_checkable
+class LendingEngine(Protocol):
+    """An engine that keeps memory for other workers for a time."""
+
+    def tend_loans(self) -> float | None:
+        """Release what is not to be kept any more. Returns after how many seconds to do so again;
+        None if nothing is kept."""
+        ...
+
+
 AnyEngine = SteppingEngine[Any, Any, Any]
 """An engine of any kind (`engine.contract.kinds`), such as `engine.llm.engine.LLMEngine`."""
