@@ -1,1 +1,1 @@
-"""KV blocks that one worker computes and another one uses (docs/decisions/040-prefill-apart.md)."""
+"""KV blocks that one worker computes and another one uses (docs/decisions/041-prefill-apart.md)."""
