@@ -90,9 +90,7 @@ async def _length(
 async def _timed(client: httpx.AsyncClient, url: str, body: Body) -> tuple[str, float]:
     """The text, and the seconds to its first token."""
     started_s, first_s, text = time.perf_counter(), None, ""
-    async with client.stream(
-        "POST", f"{url}/completions", json=body | {"stream": True}
-    ) as lines:
+    async with client.stream("POST", f"{url}/completions", json=body | {"stream": True}) as lines:
         async for line in lines.raise_for_status().aiter_lines():
             if line.startswith("data: {"):
                 first_s = first_s or time.perf_counter() - started_s
