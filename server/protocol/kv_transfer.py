@@ -1,12 +1,16 @@
 """vLLM's `kv_transfer_params`: which server computes a prompt, and which one continues it."""
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
 from engine.contract.generate import KvLoan
 from engine.errors import InvalidParameter
-from server.protocol.common import MAX_PROMPT_TOKENS, MAX_TOKEN_COUNT, WireModel
+from server.protocol.common import MAX_TOKEN_COUNT, WireModel
+
+_MAX_BLOCKS = 1 << 16
+_BlockId = Annotated[int, Field(ge=0, le=MAX_TOKEN_COUNT)]
+_Blocks = Annotated[list[_BlockId], Field(max_length=_MAX_BLOCKS, fail_fast=True)]
 
 
 class KvTransferParams(WireModel):
@@ -29,9 +33,10 @@ class KvTransferParams(WireModel):
     remote_request_id: str | None = Field(
         None, max_length=256, description="Names and signs what that process keeps."
     )
-    remote_block_ids: list[Any] | None = Field(
+    remote_block_ids: (
+        Annotated[list[_BlockId | _Blocks], Field(max_length=_MAX_BLOCKS, fail_fast=True)] | None
+    ) = Field(
         None,
-        max_length=MAX_PROMPT_TOKENS,
         description="The numbers of the blocks there, for each group of layers. Only for people: "
         "blocks are found by what is in them.",
     )

@@ -46,7 +46,7 @@ def measure() -> list[dict[str, Any]]:
 
 async def _pair(options: str, folder: Path) -> list[dict[str, Any]]:
     async with AsyncExitStack() as stack:
-        urls = []
+        urls: list[str] = []
         for name in ("prefiller", "decoder"):
             port = free_port()
             urls.append(f"http://127.0.0.1:{port}/v1")
@@ -57,7 +57,7 @@ async def _pair(options: str, folder: Path) -> list[dict[str, Any]]:
         client = await stack.enter_async_context(httpx.AsyncClient(timeout=300))
         rows = []
         for length in LENGTHS:
-            rows.append(await _length(client, *urls, length))
+            rows.append(await _length(client, urls[0], urls[1], length))
             print(rows[-1], flush=True)
         return rows
 
