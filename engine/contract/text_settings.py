@@ -187,6 +187,12 @@ class TextSettings(TokenSettings, AdapterSettings):
         ge=1.0,
         le=3600.0,
     )
+    panel_file_gib: float = knob(
+        32.0,
+        "Most GiB of files in which packed weights lie as this processor reads them, so that later "
+        "starts map them; the longest unused go first. They are in cache_dir. 0: none.",
+        ge=0.0,
+    )
     seed: int | None = knob(None, "Seed for requests that send none.")
     async_scheduling: AsyncScheduling = knob(
         "auto",
