@@ -71,7 +71,9 @@ class Loans:
 
     def lend(self, pool: BlockPool, sequence: Sequence) -> KvLoan | None:
         """Keep the full blocks of a sequence's prompt, which it still holds. None if there are
-        none, or no room for a further loan."""
+        none that others can use, or no room for a further loan."""
+        if sequence.owner.request.adapter is not None:
+            return None  # its key stands for other weights elsewhere
         self.tend()
         prompt_len = sequence.owner.prompt_len
         chain = sequence.extend_chain(pool.block_size)[: prompt_len // pool.block_size]
