@@ -52,6 +52,7 @@ from engine.errors import (
     OutOfBlocks,
     QueueFull,
 )
+from engine.llm.cache.cache_journal import CacheJournal
 from engine.llm.cache.kv_cache import BlockPool, check
 from engine.llm.cache.prefix_cache import PrefixCache, chain_root
 from engine.llm.cache.recurrent_slots import RecurrentPool
@@ -130,6 +131,7 @@ class Scheduler:
         states: keeps the states of prompts' parts; by default the model takes no pictures.
         store: gets a copy of each block that other texts can use.
         loans: keeps the blocks of prompts for other workers.
+        journal: learns what the prefix cache takes in and drops.
         clock: `time.time`, or a test's own; only queue times depend on it.
     """
 
@@ -145,6 +147,7 @@ class Scheduler:
         states: KeptStates | None = None,
         store: KvStore | None = None,
         loans: Loans | None = None,
+        journal: CacheJournal | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._config = config
@@ -159,6 +162,7 @@ class Scheduler:
         self._clock = clock
         self._policy = create_policy(config.scheduling_policy)
         self._layout = config.kv_layout(windows)
+        self._journal = journal
         self._pool = self._empty_pool()
         self._sequences = Sequences(self._policy, self._pool)
         self._prefixes = ComputedPrefixes(config, self._pool, store)
@@ -426,6 +430,7 @@ class Scheduler:
             kv_block_size=self._pool.block_size,
             prefix_cache_queries=self._prefixes.num_queries,
             prefix_cache_hits=self._prefixes.num_hits,
+            kv_event_batches_dropped=0 if self._journal is None else self._journal.num_dropped,
             num_preemptions=self._num_preemptions,
             drafts=self._drafting.counts,
             num_steps=self._num_steps,
@@ -691,7 +696,10 @@ class Scheduler:
         return self._layout.most_tokens(self._pool.num_blocks // max(1, sampling.num_together))
 
     def _empty_pool(self) -> BlockPool:
-        config, cache = self._config, PrefixCache(self._config.max_idle_cached_blocks)
+        config = self._config
+        cache = PrefixCache(config.max_idle_cached_blocks, journal=self._journal)
+        if self._journal is not None:
+            self._journal.clear()
         recurrent = None
         if config.num_recurrent_slots:
             recurrent = RecurrentPool(

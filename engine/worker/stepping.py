@@ -3,6 +3,7 @@
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from engine.contract.request import Event, Request, Stats
+from engine.llm.cache.cache_journal import CacheJournal
 
 RequestT = TypeVar("RequestT", bound=Request[Any], contravariant=True)
 EventT = TypeVar("EventT", bound=Event)
@@ -86,6 +87,16 @@ class LendingEngine(Protocol):
     def tend_loans(self) -> float | None:
         """Release what is not to be kept any more. Returns after how many seconds to do so again;
         None if nothing is kept."""
+        ...
+
+
+@runtime_checkable
+class JournalingEngine(Protocol):
+    """An engine that can say which beginnings of texts it would find again."""
+
+    @property
+    def cache_journal(self) -> CacheJournal | None:
+        """What its cache takes in and drops; None if nobody wants to know."""
         ...
 
 

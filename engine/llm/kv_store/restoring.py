@@ -22,6 +22,7 @@ from functools import partial
 from engine.contract.generate import GenerateRequest, KvStoreCounts
 from engine.contract.kv_layout import KvLayout
 from engine.errors import OutOfBlocks
+from engine.llm.cache.cache_journal import CachedText
 from engine.llm.cache.kv_cache import BlockPool
 from engine.llm.cache.prefix_cache import chain_root, extend_chain
 from engine.llm.cache.sequence_blocks import find_reach
@@ -51,6 +52,8 @@ class _Held:
 
     request: GenerateRequest
     source: BlockSource
+    chain: list[bytes]
+    """The hashes of its prompt's full blocks."""
     asked: "Future[list[Entry]]"
     moved_s: float
     """When something was last done for it."""
@@ -137,7 +140,7 @@ class Restoring:
             return False
         asked = source.ask(request, partial(_missing, layout, chain, most, here, num_here))
         asked.add_done_callback(lambda _: self._news.set())
-        self._held[request.request_id] = _Held(request, source, asked, time.monotonic())
+        self._held[request.request_id] = _Held(request, source, chain, asked, time.monotonic())
         return True
 
     def forget(self, request_id: str) -> None:
@@ -234,11 +237,11 @@ class Restoring:
             except queue.Empty:
                 return is_over
             held.moved_s = time.monotonic()
-            if not self._enter(entry, contents, held.source):
+            if not self._enter(held, entry, contents):
                 return True
         return False
 
-    def _enter(self, entry: Entry, contents: memoryview, source: BlockSource) -> bool:
+    def _enter(self, held: _Held, entry: Entry, contents: memoryview) -> bool:
         """Put a block into the prefix cache. Returns whether there was room."""
         (group, block_hash), pool = entry, self._pool()
         if pool.cache.has(block_hash, group):
@@ -247,10 +250,13 @@ class Restoring:
             block_id = pool.allocate()
         except OutOfBlocks:
             return False
-        source.memory.copy_in(block_id, contents)
-        source.num_read += 1
+        held.source.memory.copy_in(block_id, contents)
+        held.source.num_read += 1
         pool.set_written(block_id, pool.block_size)
         pool.cache.register(block_id, block_hash, group)
+        if pool.cache.journal is not None:
+            text = CachedText.of(held.request, held.request.prompt_token_ids, held.chain)
+            pool.cache.journal.store(text, held.chain.index(block_hash), group)
         pool.release(block_id)
         return True
 
