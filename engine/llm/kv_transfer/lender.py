@@ -60,15 +60,19 @@ class Lender:
         with contextlib.suppress(OSError):
             self._listening.shutdown(socket.SHUT_RDWR)
         self._listening.close()
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._threads.shutdown(wait=False)
 
     def _accept(self) -> None:
         while True:
             self._places.acquire()
             try:
                 connection, _ = self._listening.accept()
+            except OSError:  # closed
+                return
+            try:
                 SIDE_WORK.submit(self._threads, partial(self._serve, connection))
-            except (OSError, RuntimeError):  # closed
+            except RuntimeError:  # closed in the meantime
+                connection.close()
                 return
 
     def _serve(self, connection: socket.socket) -> None:
