@@ -19,6 +19,21 @@ class Pin:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KvLoan:
+    """KV blocks of a prompt that a worker keeps until another one has fetched them."""
+
+    host: str
+    port: int
+    engine_id: str
+    """The lending worker, by a name that no other process had."""
+    ticket: str
+    """The loan's name, and the proof that a worker with the same key made it."""
+    num_tokens: int = 0
+    block_ids: list[list[int]] = field(default_factory=list)
+    """The blocks of each layer group."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GenerateRequest(Request["TokenEvent"]):
     """A prompt to continue. Stop strings and text belong to the server, not to the engine."""
 
@@ -31,6 +46,10 @@ class GenerateRequest(Request["TokenEvent"]):
     states: tuple[StatePart, ...] = ()
     """The stretches of the prompt that are states, in order; they do not overlap."""
     pins: tuple[Pin, ...] = ()
+    lends_kv: bool = False
+    """Keep the prompt's KV blocks for another worker when the text has ended."""
+    kv_loan: KvLoan | None = None
+    """The prompt's KV blocks, to be fetched from the worker that computed them."""
 
     @property
     def num_input_tokens(self) -> int:
@@ -85,6 +104,8 @@ class TokenEvent(Event):
     """The longest repetition so far, if the request looks for them."""
     num_cached_tokens: int = 0
     """The number of prompt tokens taken from the prefix cache."""
+    kv_loan: KvLoan | None = None
+    """The blocks that are kept for another worker, with the end of a text that asked for it."""
 
 
 class DrafterName(StrEnum):
@@ -122,6 +143,27 @@ class KvStoreCounts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KvTransferCounts:
+    """What was done to hand KV blocks over to other workers, and to take them over."""
+
+    num_loans: int = 0
+    """The number of prompts whose blocks were kept for another worker."""
+    num_loans_expired: int = 0
+    """The number of these that nobody fetched in time."""
+    num_loans_withdrawn: int = 0
+    """The number of these whose blocks were needed here."""
+    num_loans_refused: int = 0
+    """The number of prompts whose blocks were not kept, because too many were kept already."""
+    num_blocks_lent: int = 0
+    """The number of blocks that are kept now; one that is kept for two counts twice."""
+    num_blocks_sent: int = 0
+    num_blocks_fetched: int = 0
+    num_fetches_failed: int = 0
+    """The number of prompts that were computed, or a part of them, because their blocks could not
+    be fetched."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStats(Stats):
     """The statistics of a text engine; `num_running` and `num_waiting` count sequences."""
 
@@ -138,6 +180,7 @@ class EngineStats(Stats):
     prefix_cache_hits: int = 0
     """The number of prompt tokens found."""
     kv_store: KvStoreCounts = KvStoreCounts()
+    kv_transfer: KvTransferCounts = KvTransferCounts()
     kv_event_batches_dropped: int = 0
     """The batches of cache events that were not published in time."""
     num_preemptions: int = 0
@@ -195,6 +238,8 @@ class ModelInfo(AdaptableInfo):
     """The measured KL divergence from the original's distributions in nats, if known."""
     embedding: EmbeddingFacts | None = None
     """The embeddings that the same weights make."""
+    shares_kv: bool = False
+    """Whether other workers may take over KV blocks, from this one or from a folder."""
     pictures: PictureFacts | None = None
     """How the model sees pictures in its prompts; None if it takes none."""
 

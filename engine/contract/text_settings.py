@@ -167,6 +167,27 @@ class TextSettings(TokenSettings, AdapterSettings):
     kv_store_bytes: int = knob(
         8 * GIB, "Most bytes of the files in kv_store; the longest unused go first.", ge=1 << 20
     )
+    kv_transfer: str | None = knob(
+        None,
+        "The address under which other servers fetch KV blocks of prompts from this one, for "
+        "requests with kv_transfer_params. Each model and replica takes the first free port from "
+        "PORT on; without one, any. Needs kv_transfer_key.",
+        form="HOST[:PORT]",
+        names_files=True,
+    )
+    kv_transfer_key: str | None = knob(
+        None,
+        "A file with a secret of 32 characters or more, the same for all servers that exchange KV "
+        "blocks.",
+        form="FILE",
+        names_files=True,
+    )
+    kv_lease_duration: float = knob(
+        30.0,
+        "Seconds for which the KV blocks of a prompt are kept for another server to fetch.",
+        ge=1.0,
+        le=3600.0,
+    )
     kv_events_config: dict[str, Any] | None = knob(
         None,
         "Publish what the prefix cache takes in and drops, for routers of fleets, over ZeroMQ in "

@@ -83,6 +83,10 @@ class EngineWithEmbeddings:
         """See `engine.worker.stepping.IdentifiedEngine`."""
         self.texts.identify(digest)
 
+    def tend_loans(self) -> float | None:
+        """See `engine.worker.stepping.LendingEngine`."""
+        return self.texts.tend_loans()
+
     @property
     def cache_journal(self) -> CacheJournal | None:
         """See `engine.worker.stepping.JournalingEngine`."""

@@ -14,7 +14,7 @@ from dataclasses import replace
 from time import perf_counter
 
 from engine.contract.adapter_orders import AdapterOrder, Answer, NoAdapters, ServedAdapters
-from engine.contract.generate import EngineStats, GenerateRequest, TokenEvent
+from engine.contract.generate import EngineStats, GenerateRequest, KvTransferCounts, TokenEvent
 from engine.contract.rejection import rejection
 from engine.contract.resolved_config import ResolvedConfig
 from engine.errors import InvalidParameter
@@ -23,6 +23,7 @@ from engine.llm.decision import ScheduleDecision
 from engine.llm.executor import Executor, LaunchedStep
 from engine.llm.kv_store.kv_store import KvStore
 from engine.llm.kv_store.restoring import Restoring
+from engine.llm.kv_transfer.transfer import KvTransfer
 from engine.llm.runner.preparation import Preparation
 from engine.llm.scheduler import Scheduler
 from engine.runtime.fault import answer_for
@@ -31,6 +32,7 @@ from engine.turns.adapter_queue import AdapterQueue
 NAP_S = 0.005
 """How long to wait for a grammar or an adapter when there is nothing else to do. Messages wait as
 long, too."""
+_NO_TRANSFER = KvTransferCounts()
 
 
 class LLMEngine:
@@ -39,6 +41,7 @@ class LLMEngine:
     Args:
         adapters: the executor's adapters, which may come and go; None if it never has any.
         store: keeps copies of blocks on a disk; the scheduler's, too.
+        transfer: exchanges blocks with other workers; the scheduler has its loans.
         clock: `time.perf_counter`, or a test's own; only the cutting of prompts depends on it.
     """
 
@@ -50,6 +53,7 @@ class LLMEngine:
         *,
         adapters: ServedAdapters | None = None,
         store: KvStore | None = None,
+        transfer: KvTransfer | None = None,
         clock: Callable[[], float] = perf_counter,
     ) -> None:
         self._scheduler = scheduler
@@ -58,7 +62,9 @@ class LLMEngine:
         self._without_adapter: AdapterQueue[GenerateRequest] = AdapterQueue(self._adapters)
         self._preparation = Preparation(executor)
         most_blocks = config.max_idle_cached_blocks
-        self._restoring = Restoring(store, lambda: scheduler.pool, most_blocks)
+        self._transfer = transfer
+        others = () if transfer is None else (transfer.borrower,)
+        self._restoring = Restoring(store, others, lambda: scheduler.pool, most_blocks)
         self._clock = clock
         self.num_processes = config.tensor_parallel_size
         """See `engine.worker.stepping.SharedEngine`."""
@@ -101,12 +107,15 @@ class LLMEngine:
     def identify(self, digest: str) -> None:
         """See `engine.worker.stepping.IdentifiedEngine`."""
         self._restoring.open(digest)
+        if self._transfer is not None:
+            self._transfer.open(digest)
 
     def _begin(self, request: GenerateRequest) -> None:
         """Queue a request whose adapter is in place, perhaps once its blocks are."""
-        if self._restoring.may_find(request):
+        source = self._restoring.source_of(request)
+        if source is not None:
             self._scheduler.check(request)
-            if self._restoring.add(request):
+            if self._restoring.add(request, source):
                 return
         self._begin_computing(request)
 
@@ -155,6 +164,7 @@ class LLMEngine:
                 be used again: its process ends, and the supervisor starts a new one and tells the
                 clients.
         """
+        self.tend_loans()
         refused = self._advance_adapters()
         refused += self._admit_restored()
         refused += self._admit_prepared()
@@ -171,6 +181,10 @@ class LLMEngine:
     def use_idle_time(self) -> bool:
         """See `engine.worker.stepping.PreparingEngine`."""
         return self._executor.use_idle_time()
+
+    def tend_loans(self) -> float | None:
+        """See `engine.worker.stepping.LendingEngine`."""
+        return None if self._transfer is None else self._transfer.loans.tend()
 
     @property
     def cache_journal(self) -> CacheJournal | None:
@@ -250,6 +264,7 @@ class LLMEngine:
             stats,
             num_waiting=stats.num_waiting + len(self._without_adapter) + len(self._restoring),
             kv_store=self._restoring.counts(),
+            kv_transfer=_NO_TRANSFER if self._transfer is None else self._transfer.counts(),
             kv_bytes_committed=self._executor.kv_bytes_committed,
         )
 
@@ -279,4 +294,6 @@ class LLMEngine:
     def shutdown(self) -> None:
         """Write blocks that are not in the store yet, and release the executor's resources."""
         self._restoring.close()
+        if self._transfer is not None:
+            self._transfer.close()
         self._executor.shutdown()

@@ -35,7 +35,7 @@ says when the next one must wait for its outcome (`blocks_next`).
 import random
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import structlog
 
@@ -68,6 +68,7 @@ from engine.llm.free_blocks import FreeBlocks
 from engine.llm.groups.group_classes import check_beside
 from engine.llm.kept_states import KeptStates, PartsOfStep
 from engine.llm.kv_store.kv_store import KvStore
+from engine.llm.kv_transfer.loans import Loans
 from engine.llm.request import ActiveRequest, Group, Sequence, Status, check_length
 from engine.llm.sequences import Sequences
 from engine.runtime.fault import answer_for, failed_row, raise_if_poisoned
@@ -129,6 +130,7 @@ class Scheduler:
             token.
         states: keeps the states of prompts' parts; by default the model takes no pictures.
         store: gets a copy of each block that other texts can use.
+        loans: keeps the blocks of prompts for other workers.
         journal: learns what the prefix cache takes in and drops.
         clock: `time.time`, or a test's own; only queue times depend on it.
     """
@@ -144,6 +146,7 @@ class Scheduler:
         drafters: Mapping[DrafterName, Drafter] | None = None,
         states: KeptStates | None = None,
         store: KvStore | None = None,
+        loans: Loans | None = None,
         journal: CacheJournal | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -163,6 +166,7 @@ class Scheduler:
         self._pool = self._empty_pool()
         self._sequences = Sequences(self._policy, self._pool)
         self._prefixes = ComputedPrefixes(config, self._pool, store)
+        self._loans = loans
         self._free_blocks = FreeBlocks(self._pool, self._sequences, self._policy)
         self._isolation = FaultIsolation(self._sequences)
         self._budget = StepBudget(config, drafts=bool(drafters))
@@ -384,6 +388,8 @@ class Scheduler:
                 it, and cached blocks are lost.
         """
         if not keeps_blocks:
+            if self._loans is not None:
+                self._loans.forget_all()
             self._pool = self._prefixes.pool = self._free_blocks.pool = self._empty_pool()
         self._sequences.start_over(self._pool)
         self._states.start_over()
@@ -402,7 +408,7 @@ class Scheduler:
             num_tokens = self._reach(sequence, min(sequence.num_missing, step.budget), step)
             if num_tokens:
                 reached = sequence.table.num_tokens + num_tokens
-                check(sequence.table.reserve(reached), "a sequence does not fit even alone")
+                check(self._reserve(sequence, reached), "a sequence does not fit even alone")
                 step.give(sequence, num_tokens)
 
     def _start(self, sequences: list[Sequence], tables: list[SequenceBlocks]) -> None:
@@ -443,6 +449,7 @@ class Scheduler:
         """
         self._sequences.check_invariants()
         tables = [table for s in self._sequences.running for table in s.table.tables]
+        tables += [] if self._loans is None else self._loans.tables()
         self._pool.check_invariants(tables)
         if self._pool.recurrent is not None:
             states = (s.table.state for s in self._sequences.running)
@@ -458,7 +465,7 @@ class Scheduler:
         num_tokens = self._share(sequence, num_missing, step)
         if not num_tokens:
             return
-        while not sequence.table.reserve(sequence.table.num_tokens + num_tokens):
+        while not self._reserve(sequence, sequence.table.num_tokens + num_tokens):
             victim = self._sequences.running[-1]
             if victim in sequence.together:
                 return  # keeps what it has and waits for smaller ranks to finish
@@ -467,6 +474,17 @@ class Scheduler:
                 return
             self._preempt(victim, step)
         step.give(sequence, num_tokens)
+
+    def _reserve(self, sequence: Sequence, num_tokens: int) -> bool:
+        """Make the slots of a running sequence writable, if necessary with blocks that are kept for
+        other workers."""
+        while not sequence.table.reserve(num_tokens):
+            if not self._withdraw_loan():
+                return False
+        return True
+
+    def _withdraw_loan(self) -> bool:
+        return self._loans is not None and self._loans.withdraw()
 
     def _share(self, sequence: Sequence, num_missing: int, step: _Step) -> int:
         """How much of the budget a sequence takes at first."""
@@ -532,6 +550,8 @@ class Scheduler:
         """Whether waiting sequences that start together fit, if necessary after preempting
         others."""
         victims = self._free_blocks.victims(sequences, tables)
+        while victims is None and not self._sequences.running and self._withdraw_loan():
+            victims = self._free_blocks.victims(sequences, tables)
         if victims is None:
             return False
         if victims and self._num_in_flight:
@@ -617,6 +637,8 @@ class Scheduler:
         if event is None:
             return
         if event.finish_reason is not None:
+            if self._loans is not None and sequence.owner.request.lends_kv:
+                event = replace(event, kv_loan=self._loans.lend(self._pool, sequence))
             self._end(sequence)
         # Its last event is sent only once, whatever goes wrong above.
         events.append(event)

@@ -59,6 +59,7 @@ from engine.worker.stepping import (
     CachingEngine,
     IdentifiedEngine,
     JournalingEngine,
+    LendingEngine,
     PreparingEngine,
     SharedEngine,
 )
@@ -231,6 +232,7 @@ class Loop:
         """Handle messages that have arrived; waits if there is no work. False: shut down."""
         while self._link.has_message() or not self._engine.has_work():
             self._prepare_until_message()
+            self._tend_loans_until_message()
             match self._link.receive():
                 case messages.Submit() as submit:
                     self._submit(submit)
@@ -263,6 +265,8 @@ class Loop:
         try:
             if self._engine.has_work() or SIDE_WORK.num_running:
                 raise OSError("it still works on a request that was cancelled")
+            if self._tend_loans() is not None:
+                raise OSError("it keeps KV blocks for another server")
             if isinstance(self._engine, SharedEngine) and self._engine.num_processes > 1:
                 raise OSError("other processes hold a part of it")
             parked = ParkedMemory(Path(order.folder), order.most_bytes)
@@ -283,6 +287,19 @@ class Loop:
         while self._can_prepare and not self._link.has_message(wait_s):
             self._can_prepare = cast(PreparingEngine, self._engine).use_idle_time()
             wait_s = 0.0
+
+    def _tend_loans_until_message(self) -> None:
+        """Have an idle engine release in time what it keeps for others."""
+        wait_s = self._tend_loans()
+        if wait_s is None:
+            return
+        while wait_s is not None and not self._link.has_message(wait_s):
+            wait_s = self._tend_loans()
+        self._publish([], self._engine.stats())
+
+    def _tend_loans(self) -> float | None:
+        engine = self._engine
+        return engine.tend_loans() if isinstance(engine, LendingEngine) else None
 
     def _change_adapter(self, change: messages.LoadAdapter | messages.UnloadAdapter) -> None:
         """Pass on an order. It is answered when it has been carried out, between two steps."""

@@ -81,6 +81,16 @@ class CachingEngine(Protocol):
 
 
 @runtime_checkable
+class LendingEngine(Protocol):
+    """An engine that keeps memory for other workers for a time."""
+
+    def tend_loans(self) -> float | None:
+        """Release what is not to be kept any more. Returns after how many seconds to do so again;
+        None if nothing is kept."""
+        ...
+
+
+@runtime_checkable
 class JournalingEngine(Protocol):
     """An engine that can say which beginnings of texts it would find again."""
 

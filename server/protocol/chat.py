@@ -24,6 +24,7 @@ from server.protocol.common import (
     WireModel,
     check_num_parts,
 )
+from server.protocol.kv_transfer import KvTransferFields
 from server.protocol.signal_fields import MeaningFields, check_meanings
 from server.protocol.tools import AnswerToolCall, ToolCallDelta, ToolOptions, ToolUse
 
@@ -254,7 +255,9 @@ class ChatTemplateOptions(ToolOptions):
         return self
 
 
-class ChatCompletionRequest(SamplingRequest, ChatTemplateOptions, ToolUse, MeaningFields):
+class ChatCompletionRequest(
+    SamplingRequest, ChatTemplateOptions, ToolUse, MeaningFields, KvTransferFields
+):
     """OpenAI's chat request with vLLM's additions."""
 
     model_config = ConfigDict(
@@ -373,6 +376,7 @@ class ChatCompletion:
     prompt_logprobs: PromptLogprobs | None = None
     prompt_token_ids: list[int] | None = None
     semantic_entropy: SemanticEntropy | None = None
+    kv_transfer_params: dict[str, Any] | None = None
 
 
 class MessageDelta(msgspec.Struct, omit_defaults=True):

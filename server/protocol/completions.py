@@ -1,17 +1,18 @@
 """Bodies of `POST /v1/completions`."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 from pydantic import ConfigDict, Field
 
 from server.protocol.answers import PromptLogprobs, RepetitionReport, Uncertainty, Usage
 from server.protocol.common import NumAlternatives, SamplingRequest, TokenLimitOrZero
+from server.protocol.kv_transfer import KvTransferFields
 from server.protocol.prompts import Prompts
 
 
-class CompletionRequest(SamplingRequest):
+class CompletionRequest(SamplingRequest, KvTransferFields):
     """OpenAI's completion request with vLLM's additions."""
 
     model_config = ConfigDict(
@@ -73,6 +74,7 @@ class Completion:
     choices: list[CompletionChoice]
     usage: Usage
     system_fingerprint: str
+    kv_transfer_params: dict[str, Any] | None = None
 
 
 class CompletionChunkChoice(msgspec.Struct):

@@ -24,6 +24,7 @@ from server.protocol.chat import (
     ChatLogprobs,
     MessageDelta,
 )
+from server.protocol.kv_transfer import answered_params
 from server.text.answer_format import AnswerFormat
 from server.text.chat_message import message_delta, whole_message
 from server.text.generation import Generation
@@ -81,6 +82,7 @@ class ChatReply(TextReply):
             prompt_token_ids=self._prompt_run.request.prompt_token_ids
             if self._request.return_token_ids
             else None,
+            kv_transfer_params=answered_params(self._prompt_run.kv_loan),
         )
 
     async def _complete(self, answer: ChatCompletion) -> ChatCompletion:

@@ -15,6 +15,7 @@ from server.protocol.completions import (
     CompletionLogprobs,
     CompletionRequest,
 )
+from server.protocol.kv_transfer import answered_params
 from server.text.generation import Generation, PromptRun
 from server.text.logprobs import (
     TokenNames,
@@ -67,6 +68,7 @@ class CompletionReply(TextReply):
             **self.head,
             choices=await in_turns(self._choice, wholes),
             usage=self.generation.usage(),
+            kv_transfer_params=answered_params(self.generation.runs[0].kv_loan),
         )
 
     def _take_logprobs(self, delta: Delta) -> None:

@@ -26,7 +26,7 @@ from engine.contract.sampling_params import (
 from engine.contract.settings import EngineConfig
 from engine.contract.structure import Structure
 from engine.contract.token_ids import check_token_ids
-from engine.errors import ContextLengthExceeded, InvalidParameter, Overflow
+from engine.errors import ContextLengthExceeded, InvalidParameter, Overflow, UnsupportedFeature
 from server.http.owner import current_client
 from server.http.turns import in_turns
 from server.protocol.chat import ChatCompletionRequest
@@ -94,7 +94,7 @@ def chat_request(
     Raises:
         InvalidParameter, ContextLengthExceeded: as in `_generate_request`.
     """
-    return _generate_request(
+    made = _generate_request(
         request,
         info,
         prompt,
@@ -109,6 +109,7 @@ def chat_request(
         negative=negative,
         states=states,
     )
+    return _with_kv_transfer(made, request, info)
 
 
 def kept_prompt(request: ChatCompletionRequest, info: ModelInfo, prompt: list[int]) -> list[int]:
@@ -146,12 +147,18 @@ async def completion_requests(
             f"texts; the limit is {MAX_CHOICES}; send fewer prompts, or ask for fewer texts",
             param="prompt",
         )
+    if request.kv_transfer_params is not None and len(prompts) > 1:
+        raise InvalidParameter(
+            f"kv_transfer_params are for one prompt, and there are {len(prompts)}; send them in "
+            "requests of their own",
+            param="kv_transfer_params",
+        )
     wanted = [request.prompt_logprobs, request.logprobs if request.echo else None]
     max_tokens = _asked_tokens(request)
 
     def one(numbered: tuple[int, list[int]]) -> GenerateRequest:
         number, prompt = numbered
-        return _generate_request(
+        made = _generate_request(
             request,
             info,
             prompt,
@@ -165,6 +172,7 @@ async def completion_requests(
             structure=request.structure,
             negative=negative,
         )
+        return _with_kv_transfer(made, request, info)
 
     return await in_turns(one, enumerate(prompts))
 
@@ -258,6 +266,32 @@ def _generate_request(
         # A search with one beam takes the likeliest token each time, which needs no group.
         return replace(made, sampling=replace(sampling, beams=None))
     return made
+
+
+def _with_kv_transfer(
+    made: GenerateRequest, request: ChatCompletionRequest | CompletionRequest, info: ModelInfo
+) -> GenerateRequest:
+    """The engine's request, with what it shall do with KV blocks of other servers.
+
+    Raises:
+        InvalidParameter, UnsupportedFeature: it cannot.
+    """
+    params = request.kv_transfer_params
+    if params is None or not (params.do_remote_decode or params.do_remote_prefill):
+        return made
+    if not info.shares_kv:
+        raise UnsupportedFeature(
+            "this model's KV blocks are not shared with other servers; start both with "
+            "--kv-transfer HOST, or leave kv_transfer_params out",
+            param="kv_transfer_params",
+        )
+    if params.do_remote_decode and request.stream:
+        raise InvalidParameter(
+            "kv_transfer_params with do_remote_decode is not available with stream: true; leave "
+            "one of them out",
+            param="kv_transfer_params",
+        )
+    return replace(made, lends_kv=bool(params.do_remote_decode), kv_loan=params.loan())
 
 
 def _fitted(

@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
-from engine.contract.generate import GenerateRequest, TokenEvent, TokenLogprob
+from engine.contract.generate import GenerateRequest, KvLoan, TokenEvent, TokenLogprob
 from engine.contract.request import FinishReason
 from engine.text.tokenizer import Tokenizer
 from engine.worker.client import EngineClient, TokenStream
@@ -40,6 +40,7 @@ class PromptRun:
 
     Attributes:
         prompt_logprobs: known from the first delta on, if requested.
+        kv_loan: known from the last delta on, if the prompt's blocks are kept for another server.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class PromptRun:
         self.request = request
         self.choices = choices
         self.prompt_logprobs: list[TokenLogprob | None] | None = None
+        self.kv_loan: KvLoan | None = None
         self._stream = stream
         self._meter = meter
         self._num_open = len(choices)
@@ -105,6 +107,7 @@ class PromptRun:
             self._num_cached_tokens = event.num_cached_tokens
         if event.prompt_logprobs is not None:
             self.prompt_logprobs = event.prompt_logprobs
+        self.kv_loan = self.kv_loan or event.kv_loan
         delta = choice.add(event)
         self._tally.num_generated_tokens += len(delta.token_ids)
         if delta.finish_reason is not None:

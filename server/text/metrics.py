@@ -73,6 +73,10 @@ def _stored(field: str) -> Callable[[EngineStats], list[float | None]]:
     return lambda stats: [getattr(stats.kv_store, field)]
 
 
+def _transferred(field: str) -> Callable[[EngineStats], list[float | None]]:
+    return lambda stats: [getattr(stats.kv_transfer, field)]
+
+
 def _tokens_of_step(stats: EngineStats) -> list[float | None]:
     return [stats.step_tokens or None]
 
@@ -123,6 +127,18 @@ _ROWS = (
             ("written_bytes", "num_bytes_written", "Bytes of these blocks."),
             ("lost_blocks", "num_blocks_lost", "KV blocks that could not be written."),
             ("refused_files", "num_files_refused", "Damaged files found in the KV store."),
+        )
+    ),
+    *(
+        MetricRow(f"kv_transfer_{name}", text, read=_transferred(field))
+        for name, field, text in (
+            ("loans", "num_loans", "Prompts whose KV blocks were kept for another server."),
+            ("expired_loans", "num_loans_expired", "Of these, those that nobody fetched."),
+            ("withdrawn_loans", "num_loans_withdrawn", "Of these, those needed here meanwhile."),
+            ("refused_loans", "num_loans_refused", "Prompts with no room to keep their blocks."),
+            ("sent_blocks", "num_blocks_sent", "KV blocks sent to other servers."),
+            ("fetched_blocks", "num_blocks_fetched", "KV blocks fetched from other servers."),
+            ("failed_fetches", "num_fetches_failed", "Prompts whose blocks could not be fetched."),
         )
     ),
     MetricRow(

@@ -1,8 +1,9 @@
 """`python -m tools.scaling [EXPERIMENT …]`: runs replicas in virtual time and keeps the numbers.
 
 `costs` measures this machine's steps, and later runs use those numbers instead of
-`engine.llm.cost.step_cost.TYPICAL`. Without a name, only the tables and the plot of docs/SCALING.md
-are written anew.
+`engine.llm.cost.step_cost.TYPICAL`. `handover` measures two servers, of which one continues what
+the other has computed. Without a name, only the tables and the plot of docs/SCALING.md are written
+anew.
 """
 
 import argparse
@@ -21,7 +22,7 @@ NUM_KV_BLOCKS = 11_650
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.scaling")
-    names = ["costs", *EXPERIMENTS]
+    names = ["costs", "handover", *EXPERIMENTS]
     parser.add_argument("experiments", nargs="*", help=f"any of {', '.join(names)}")
     options = parser.parse_args()
     if unknown := set(options.experiments) - set(names):
@@ -32,6 +33,10 @@ def main() -> None:
             from tools.scaling.step_costs import measure
 
             data[name] = measure(load_settings({}).cache_path)
+        elif name == "handover":
+            from tools.scaling.handover import measure as measure_handover
+
+            data[name] = measure_handover()
         else:
             costs = tuple(data["costs"]["costs"]) if "costs" in data else TYPICAL
             data[name] = EXPERIMENTS[name](Machine(step_costs=costs, num_kv_blocks=NUM_KV_BLOCKS))

@@ -8,13 +8,14 @@ when the others are too few (`engine.worker.replicas.client`).
 
 import heapq
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import count
 from statistics import mean
 from typing import Literal
 
-from engine.contract.generate import TokenEvent
+from engine.contract.generate import GenerateRequest, TokenEvent
 from engine.worker.replicas.job import Job, job_of
 from engine.worker.replicas.prefix_map import PrefixMap
 from engine.worker.replicas.router import Router, Running
@@ -128,8 +129,8 @@ class Cluster:
         self._router = Router(self._replicas, max_idle=machine.max_idle_blocks)
         self._rng = random.Random(0)
         self._live: dict[str, Served] = {}
-        self._steps: list[tuple[float, int, str, int]] = []
-        """The ends of steps under way: time, a number, replica and its generation."""
+        self._later: list[tuple[float, int, Callable[[], None]]] = []
+        """What will happen, such as the ends of steps under way: time, a number, what to do."""
         self._ids = count()
 
     def run(self, load: Sequence[Sent], failures: Sequence[Failure] = ()) -> Outcome:
@@ -138,19 +139,17 @@ class Cluster:
         arrivals = [(one.sent.arrival_s, next(self._ids), one) for one in outcome.served]
         arrivals.reverse()
         pending = sorted(failures, key=lambda one: one.at_s, reverse=True)
-        while arrivals or self._steps or pending:
+        while arrivals or self._later or pending:
             arrival_s = arrivals[-1][0] if arrivals else float("inf")
-            step_s = self._steps[0][0] if self._steps else float("inf")
+            later_s = self._later[0][0] if self._later else float("inf")
             failure_s = pending[-1].at_s if pending else float("inf")
-            self._now_s = min(arrival_s, step_s, failure_s)
+            self._now_s = min(arrival_s, later_s, failure_s)
             if self._now_s == failure_s:
                 outcome.num_resent += self._fail(pending.pop())
             elif self._now_s == arrival_s:
                 self._send(arrivals.pop()[2], outcome)
             else:
-                _, _, name, generation = heapq.heappop(self._steps)
-                if self._replicas[name].generation == generation:
-                    self._end_step(name)
+                heapq.heappop(self._later)[2]()
         outcome.busy_s = [one.busy_s for one in self._replicas.values()]
         return outcome
 
@@ -168,10 +167,13 @@ class Cluster:
             self._replicas[self._sleeping.pop(0)].awake_from_s = self._now_s + self._wake_s
             if outcome is not None:
                 outcome.woken_s.append(self._now_s)
-        name = self._choose(job, ready)
-        one.replica, one.num_tries = name, one.num_tries + 1
+        one.num_tries += 1
+        self._give(request, job, self._choose(job, ready), one)
+
+    def _give(self, request: GenerateRequest, job: Job, name: str, one: Served) -> None:
+        one.replica = name
         one.running = self._router.begin(job, name)
-        self._live[request_id] = one
+        self._live[request.request_id] = one
         self._replicas[name].scheduler.add(request)
         self._begin_step(name)
 
@@ -189,9 +191,14 @@ class Cluster:
         start_s = max(self._now_s, replica.awake_from_s)
         end_s = replica.begin_step(start_s)
         if end_s is not None:
-            heapq.heappush(self._steps, (end_s, next(self._ids), name, replica.generation))
+            self._at(end_s, partial(self._end_step, name, replica.generation))
 
-    def _end_step(self, name: str) -> None:
+    def _at(self, at_s: float, action: Callable[[], None]) -> None:
+        heapq.heappush(self._later, (at_s, next(self._ids), action))
+
+    def _end_step(self, name: str, generation: int) -> None:
+        if self._replicas[name].generation != generation:  # it has died meanwhile
+            return
         for event in self._replicas[name].end_step(self._now_s):
             self._note(event)
         self._begin_step(name)

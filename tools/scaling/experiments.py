@@ -8,7 +8,8 @@ from statistics import mean, median
 from typing import Any
 
 from loadtest.metrics import percentile
-from tools.scaling.cluster import Cluster, Failure, Outcome, Policy, rate_in_one_cache
+from tools.scaling.apart import ApartCluster
+from tools.scaling.cluster import Cluster, Failure, Outcome, Policy, Served, rate_in_one_cache
 from tools.scaling.load import TraceRow, draw_load, read_trace
 from tools.scaling.replica import Machine
 
@@ -25,6 +26,13 @@ RATES = (0.1, 0.2, 0.3, 0.4)
 START_S, WAKE_S = 3.9, 0.12
 """How long a worker of the default model takes to start, and to wake from a doze
 (docs/decisions/036-models-that-sleep.md)."""
+
+APART_RATES = (0.1, 0.2, 0.3, 0.4)
+APART_SPLITS = (4, 5, 6, 7)
+SMOOTH_S = 0.025
+"""The longest time between tokens, on average, of a text that comes without a pause."""
+TRANSFER_S = 0.19e-3
+"""How long the keys and values of a token, 23,040 bytes, take through a network of 1 Gbit/s."""
 
 
 def sizes(machine: Machine) -> list[dict[str, Any]]:
@@ -117,11 +125,47 @@ def autoscaling(machine: Machine) -> list[dict[str, Any]]:
     return rows
 
 
+def apart(machine: Machine) -> list[dict[str, Any]]:
+    """Eight replicas that do everything, beside those of which some compute prompts and the others
+    continue them; steps with and without the bound that keeps prompts from delaying streams."""
+    rows = []
+    for rate in APART_RATES:
+        load = draw_load(_trace(machine), 8, rate, 240, random.Random(SEED))
+        clusters = {
+            "all do both": Cluster(machine, 8),
+            "all do both, steps of any length": Cluster(replace(machine, max_step_ratio=0.0), 8),
+        }
+        for num_prefilling in APART_SPLITS:
+            name = f"{num_prefilling} compute prompts, {8 - num_prefilling} continue them"
+            clusters[name] = ApartCluster(
+                machine, num_prefilling, 8 - num_prefilling, lambda n: TRANSFER_S * n
+            )
+        for name, cluster in clusters.items():
+            outcome = cluster.run(load)
+            each_ms = sorted(1000 * one.each_s for one in outcome.served)
+            rows.append(
+                {"rate": rate, "replicas": name}
+                | _numbers(outcome)
+                | {
+                    "share_smooth": round(mean(smooth(one) for one in outcome.served), 4),
+                    "p95_token_ms": round(percentile(each_ms, 95), 1),
+                }
+            )
+            print(rows[-1], flush=True)
+    return rows
+
+
+def smooth(one: Served) -> bool:
+    """Whether a request is well served even if its tokens are to come without a pause."""
+    return one.is_good and one.each_s <= SMOOTH_S
+
+
 EXPERIMENTS: Mapping[str, Callable[[Machine], list[dict[str, Any]]]] = {
     "sizes": sizes,
     "rates": rates,
     "failure": failure,
     "autoscaling": autoscaling,
+    "apart": apart,
 }
 
 

@@ -34,6 +34,8 @@ def write_page(data: Mapping[str, Any]) -> None:
         "sizes": sizes,
         "failure": failure,
         "autoscaling": autoscaling,
+        "apart": apart,
+        "handover": handover,
     }
     texts = {name: text(data[name]) for name, text in tables.items() if name in data}
     texts["costs"] = costs(data.get("costs"))
@@ -146,6 +148,46 @@ def autoscaling(rows: Rows) -> str:
             f"{row['p95_wait_s']:.2f}",
             f"{row['good_in_first_minute']:.1%}",
             f"{row['share_good']:.1%}",
+        ]
+        for row in rows
+    ]
+    return table(heads, lines, num_text_columns=1)
+
+
+def apart(rows: Rows) -> str:
+    heads = (
+        *("requests a second for each", "replicas", "well served", "of these without a pause"),
+        *("first token s p50 / p95", "token ms p50 / p95", "cached", "busy"),
+    )
+    lines = [
+        [
+            f"{row['rate']:.1f}",
+            row["replicas"],
+            f"{row['share_good']:.1%}",
+            f"{row['share_smooth']:.1%}",
+            f"{row['p50_first_s']:.2f} / {row['p95_first_s']:.2f}",
+            f"{row['p50_token_ms']:.0f} / {row['p95_token_ms']:.0f}",
+            f"{row['hit_rate']:.1%}",
+            f"{row['busy']:.0%}",
+        ]
+        for row in rows
+    ]
+    return table(heads, lines, num_text_columns=2)
+
+
+def handover(rows: Rows) -> str:
+    heads = (
+        *("by", "prompt tokens", "computed here s", "computed there s", "then fetched s"),
+        "fetched / computed",
+    )
+    lines = [
+        [
+            row["by"],
+            f"{row['prompt_tokens']:,}",
+            f"{row['computed_s']:.2f}",
+            f"{row['prefill_s']:.2f}",
+            f"{row['imported_s']:.2f}",
+            f"{row['imported_s'] / row['computed_s']:.2f}",
         ]
         for row in rows
     ]

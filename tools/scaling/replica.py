@@ -21,6 +21,8 @@ class Machine:
     step_costs: tuple[float, ...]
     """The seconds of a step and of each unit of its work, in the order of `StepWork.sizes`."""
     num_kv_blocks: int
+    max_step_ratio: float = AUTO_STEP_RATIO
+    """How much longer steps are with prompts than without, while others stream; 0 is no limit."""
     max_model_len: int = 8192
     block_size: int = 16
 
@@ -43,7 +45,7 @@ class Machine:
             max_num_seqs=64,
             max_num_batched_tokens=512,
             max_step_ms=0.0,
-            max_step_ratio=AUTO_STEP_RATIO,
+            max_step_ratio=self.max_step_ratio,
             block_size=self.block_size,
             num_kv_blocks=self.num_kv_blocks,
             kv_cache_dtype="bfloat16",

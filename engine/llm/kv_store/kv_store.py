@@ -9,18 +9,15 @@ import math
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Protocol
 
 import structlog
 
-from engine.contract.generate import KvStoreCounts
+from engine.contract.generate import GenerateRequest, KvStoreCounts
 from engine.llm.cache.prefix_cache import PrefixCache
 from engine.llm.kv_store.block_files import BlockFiles
-
-Entry = tuple[int, bytes]
-"""A block by layer group and hash, as in `PrefixCache`."""
+from engine.llm.kv_store.block_source import BlockMemory, Entry, Look, identity
 
 _QUEUED_BYTES = 64 << 20
 """The most bytes that wait to be written."""
@@ -28,31 +25,16 @@ _MOST_OFFERED = 1 << 14
 """The most blocks that wait to be copied."""
 _PAUSE_S = 30.0
 """The time without writing after the disk has failed."""
+_REST_S = 30.0
+"""How long the store is not asked after the disk did not answer."""
 _TOUCH_AGAIN_S = 60.0
 _MOST_TOUCHED = 4096
 
 log = structlog.get_logger(__name__)
 
 
-class BlockMemory(Protocol):
-    """The memory of KV blocks, as `engine.llm.runner.kv_storage.KvStorage`."""
-
-    @property
-    def block_bytes(self) -> int:
-        """The bytes of a block."""
-        ...
-
-    def copy_out(self, block_id: int) -> memoryview:
-        """Copy the contents of a block that no step writes to."""
-        ...
-
-    def copy_in(self, block_id: int, contents: memoryview) -> None:
-        """Set the contents of a block, after all launched steps."""
-        ...
-
-
 class KvStore:
-    """The blocks of one model in `BlockFiles`. Loop thread only, unless said otherwise.
+    """The blocks of one model in `BlockFiles`: a `BlockSource`, and more.
 
     Args:
         computed_by: everything that shapes the contents of blocks beside the text, but not the
@@ -61,8 +43,9 @@ class KvStore:
 
     def __init__(self, files: BlockFiles, memory: BlockMemory, computed_by: object) -> None:
         self.memory = memory
-        self.news = threading.Event()
-        """Set whenever a thread has got on."""
+        self.most_reads = 1  # at a time, as disks like it
+        self._news = threading.Event()
+        """Set whenever a block has been written."""
         self._files = files
         self._computed_by = computed_by
         self._root = b""
@@ -70,7 +53,7 @@ class KvStore:
         self._touched: OrderedDict[Entry, float] = OrderedDict()
         self._queued_bytes = 0
         self._lock = threading.Lock()
-        self._paused_until_s = 0.0
+        self._paused_until_s = self._rests_until_s = 0.0
         self._num_written = self._num_bytes_written = self._num_lost = 0
         self.num_read = 0
         """The number of blocks that were read; other counts are in `counts`."""
@@ -80,7 +63,7 @@ class KvStore:
 
     def open(self, weights: str) -> None:
         """Begin to use the folder, once the digest of the weights' files is known."""
-        self._root = hashlib.sha256(repr((self._computed_by, weights)).encode()).digest()
+        self._root = identity(self._computed_by, weights)
 
     @property
     def is_open(self) -> bool:
@@ -144,31 +127,40 @@ class KvStore:
         keys = [self._key(entry) for entry in reversed(entries)]
         self._writer.submit(self._files.touch, keys, seconds)
 
-    def ask(self, work: Any) -> "Future[Any]":
-        """Have the thread do work that asks whether there are files (`has`)."""
-        asked = self._asker.submit(work)
-        asked.add_done_callback(lambda _: self.news.set())
-        return asked
+    def may_have(self, request: GenerateRequest) -> bool:
+        """See `BlockSource`. An adapter's key stands for other weights after a restart."""
+        is_asked = self.is_open and time.monotonic() > self._rests_until_s
+        return is_asked and request.adapter is None
 
-    def has(self, entry: Entry) -> bool:
-        """Whether there is a file of the block. Any thread; may wait for the disk."""
-        return self._files.has(self._key(entry))
+    def ask(self, request: GenerateRequest, look: Look) -> "Future[list[Entry]]":
+        """See `BlockSource`."""
+        return self._asker.submit(look, lambda entry: self._files.has(self._key(entry)))
 
-    def read(self, entry: Entry) -> memoryview | None:
-        """Read a block. The reading thread only; waits for the disk."""
-        return self._files.read(self._key(entry), self.memory.block_bytes)
+    def read(
+        self, request: GenerateRequest, entries: Sequence[Entry]
+    ) -> Generator[tuple[Entry, memoryview]]:
+        """See `BlockSource`."""
+        for entry in entries:
+            contents = self._files.read(self._key(entry), self.memory.block_bytes)
+            if contents is None:
+                return
+            yield entry, contents
 
-    def wait(self, seconds: float) -> None:
-        """Wait until a thread gets on, but at most `seconds`."""
-        self.news.wait(seconds)
-        self.news.clear()
+    def let_go(self, request: GenerateRequest) -> None:
+        """See `BlockSource`."""
+
+    def note_silence(self) -> None:
+        """See `BlockSource`."""
+        log.warning("the KV store does not answer; it is asked again later", seconds=_REST_S)
+        self._rests_until_s = time.monotonic() + _REST_S
 
     def close(self, cache: PrefixCache, within_s: float) -> None:
         """Write what is offered, for at most `within_s`, and end the threads."""
         end_s = time.monotonic() + within_s
         while time.monotonic() < end_s and (self._offered or self._queued_bytes):
             self.copy_out(cache, time.perf_counter() + within_s)
-            self.wait(0.01)
+            self._news.wait(0.01)
+            self._news.clear()
         for thread in (self._writer, self.reader, self._asker):
             thread.shutdown(wait=False, cancel_futures=True)
 
@@ -194,4 +186,4 @@ class KvStore:
         finally:
             with self._lock:
                 self._queued_bytes -= len(contents)
-            self.news.set()
+            self._news.set()

@@ -1,22 +1,23 @@
-"""Holds requests while blocks of their prompts are read from the KV store and others run.
+"""Holds requests while blocks of their prompts are read, from a disk or another worker, and others
+run.
 
-    asked          a thread looks which files there are; most requests begin right after that
-    waiting        for the requests before them, one is read at a time
+    asked          a thread looks which blocks there are; most requests begin right after that
+    waiting        for the requests before them, as few are read at a time
     being read     a thread reads, the loop copies blocks to the pool between steps
 
-The blocks enter the prefix cache, where the scheduler finds them like any others. A request that
-the disk does not get on with begins without the rest of its blocks.
+The blocks enter the prefix cache, where the scheduler finds them like any others. A request for
+which nothing more comes begins without the rest of its blocks.
 """
 
 import math
 import queue
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
-
-import structlog
 
 from engine.contract.generate import GenerateRequest, KvStoreCounts
 from engine.contract.kv_layout import KvLayout
@@ -25,7 +26,8 @@ from engine.llm.cache.cache_journal import CachedText
 from engine.llm.cache.kv_cache import BlockPool
 from engine.llm.cache.prefix_cache import chain_root, extend_chain
 from engine.llm.cache.sequence_blocks import find_reach
-from engine.llm.kv_store.kv_store import Entry, KvStore
+from engine.llm.kv_store.block_source import BlockSource, Entry
+from engine.llm.kv_store.kv_store import KvStore
 from engine.runtime.side_work import SIDE_WORK
 
 _ASK_S = 0.002
@@ -39,13 +41,9 @@ _NAP_S = 0.005
 """How long to wait when there is nothing else to do. Messages wait as long, too."""
 _PATIENCE_S = 2.0
 """How long a request waits while nothing is read for it."""
-_REST_S = 30.0
-"""How long the store is not asked after the disk did not answer."""
 _CLOSE_S = 3.0
 _READ_AHEAD_BYTES = 64 << 20
 _NOTHING = KvStoreCounts()
-
-log = structlog.get_logger(__name__)
 
 
 @dataclass(eq=False)
@@ -53,6 +51,7 @@ class _Held:
     """A request that waits."""
 
     request: GenerateRequest
+    source: BlockSource
     chain: list[bytes]
     """The hashes of its prompt's full blocks."""
     asked: "Future[list[Entry]]"
@@ -70,19 +69,26 @@ class Restoring:
     """Requests that wait for blocks, first come, first served. Loop thread only.
 
     Args:
-        store: None to hold no request.
+        store: the blocks on a disk, if there are any.
+        others: where else blocks may be, asked before the disk.
         pool: returns the pool of blocks, which may be replaced.
         most_blocks: the most blocks to read for a prompt, as nobody holds them at first.
     """
 
     def __init__(
-        self, store: KvStore | None, pool: Callable[[], BlockPool], most_blocks: int
+        self,
+        store: KvStore | None,
+        others: Sequence[BlockSource],
+        pool: Callable[[], BlockPool],
+        most_blocks: int,
     ) -> None:
         self._store = store
+        self._sources = [*others, *([] if store is None else [store])]
         self._pool = pool
         self._most_blocks = most_blocks
         self._held: dict[str, _Held] = {}
-        self._rest_until_s = 0.0
+        self._news = threading.Event()
+        """Set whenever a thread has got on."""
         self._advanced_s = math.inf
         """When the last step began."""
 
@@ -110,15 +116,14 @@ class Restoring:
         """All held requests."""
         return [held.request for held in self._held.values()]
 
-    def may_find(self, request: GenerateRequest) -> bool:
-        """Whether it makes sense to `add` a request."""
-        if self._store is None or not self._store.is_open or request.adapter is not None:
-            return False
-        return request.sampling.prompt_logprobs is None and time.monotonic() > self._rest_until_s
+    def source_of(self, request: GenerateRequest) -> BlockSource | None:
+        """Where to look for blocks of a prompt, if that makes sense."""
+        if request.sampling.prompt_logprobs is not None:
+            return None
+        return next((one for one in self._sources if one.may_have(request)), None)
 
-    def add(self, request: GenerateRequest) -> bool:
-        """Hold a request if blocks of its prompt may be in the store. Returns whether it does."""
-        assert self._store is not None
+    def add(self, request: GenerateRequest, source: BlockSource) -> bool:
+        """Hold a request if the source may have blocks of its prompt. Returns whether it does."""
         pool = self._pool()
         layout, cache = pool.layout, pool.cache
         root = chain_root(request.cache_salt, None)
@@ -128,13 +133,14 @@ class Restoring:
         here = {(g, h) for h in chain for g in groups if cache.has(h, g)}
         most = len(ids) - 1
         num_here, firsts = find_reach(layout, chain, most, here.__contains__)
-        if num_here:
+        if num_here and self._store is not None:
             self._store.touch(_entries(chain, firsts, num_here))
         if num_here == len(chain):
+            source.let_go(request)
             return False
-        look = partial(_missing, self._store, layout, chain, most, here, num_here)
-        asked = self._store.ask(look)
-        self._held[request.request_id] = _Held(request, chain, asked, time.monotonic())
+        asked = source.ask(request, partial(_missing, layout, chain, most, here, num_here))
+        asked.add_done_callback(lambda _: self._news.set())
+        self._held[request.request_id] = _Held(request, source, chain, asked, time.monotonic())
         return True
 
     def forget(self, request_id: str) -> None:
@@ -143,6 +149,8 @@ class Restoring:
         if held is not None:
             held.is_wanted = False
             held.asked.cancel()
+            if held.reading is None:
+                held.source.let_go(held.request)
 
     def advance(self, *, is_idle: bool) -> list[GenerateRequest]:
         """Copy blocks from and to the pool for a short time. Removes and returns the requests that
@@ -151,7 +159,7 @@ class Restoring:
         Args:
             is_idle: whether there is no other work.
         """
-        if self._store is None or not self.has_work:
+        if not self.has_work:
             self._advanced_s = time.perf_counter()
             return []
         step_s = time.perf_counter() - self._advanced_s
@@ -161,10 +169,12 @@ class Restoring:
         ready = [held for held in self._held.values() if self._is_ready(held, until_s)]
         for held in ready:
             self.forget(held.request.request_id)
-        self._store.copy_out(self._pool().cache, until_s)
+        if self._store is not None:
+            self._store.copy_out(self._pool().cache, until_s)
         left_s = until_s - time.perf_counter()
         if is_idle and not ready and left_s > 0:
-            self._store.wait(left_s)
+            self._news.wait(left_s)
+            self._news.clear()
         self._advanced_s = time.perf_counter()
         return [held.request for held in ready]
 
@@ -179,43 +189,43 @@ class Restoring:
         if held.read is None:
             if not held.asked.result():
                 return True
-            if any(other.read is not None for other in self._held.values()):
+            others = [one for one in self._held.values() if one.source is held.source]
+            if sum(one.read is not None for one in others) >= held.source.most_reads:
                 return time.monotonic() - held.moved_s > _PATIENCE_S
             self._begin_reading(held)
         return self._copy_in(held, until_s) or self._gives_up(held)
 
     def _gives_up(self, held: _Held) -> bool:
-        """Whether a request that waits for the disk has waited long enough."""
+        """Whether a request has waited for the source long enough."""
         if time.monotonic() - held.moved_s <= _PATIENCE_S:
             return False
-        log.warning("the KV store does not answer; it is asked again later", seconds=_REST_S)
-        self._rest_until_s = time.monotonic() + _REST_S
+        held.source.note_silence()
         return True
 
     def _begin_reading(self, held: _Held) -> None:
-        assert self._store is not None
-        cache, size = self._pool().cache, self._store.memory.block_bytes
+        cache, source = self._pool().cache, held.source
         # Others may have read or computed some of them meanwhile.
         held.entries = [(g, h) for g, h in held.asked.result() if not cache.has(h, g)]
-        held.read = queue.Queue(max(1, _READ_AHEAD_BYTES // size))
+        num_ahead = _READ_AHEAD_BYTES // source.most_reads // source.memory.block_bytes
+        held.read = queue.Queue(max(1, num_ahead))
         held.moved_s = time.monotonic()
-        held.reading = SIDE_WORK.submit(self._store.reader, partial(self._read, held))
+        held.reading = SIDE_WORK.submit(source.reader, partial(self._read, held))
 
     def _read(self, held: _Held) -> None:
-        """Read the blocks, up to the first that is not there. In the reading thread."""
-        assert held.read is not None and self._store is not None
-        for entry in held.entries:
-            contents = self._store.read(entry) if held.is_wanted else None
-            if contents is None:
-                break
-            while held.is_wanted:
-                try:
-                    held.read.put((entry, contents), timeout=0.1)
+        """Read the blocks, up to the first that is not there. In a reading thread."""
+        assert held.read is not None
+        with closing(held.source.read(held.request, held.entries)) as blocks:
+            for block in blocks:
+                while held.is_wanted:
+                    try:
+                        held.read.put(block, timeout=0.1)
+                        break
+                    except queue.Full:
+                        continue
+                if not held.is_wanted:
                     break
-                except queue.Full:
-                    continue
-            self._store.news.set()
-        self._store.news.set()
+                self._news.set()
+        self._news.set()
 
     def _copy_in(self, held: _Held, until_s: float) -> bool:
         """Move blocks that were read to the pool. Returns whether all are there."""
@@ -233,7 +243,6 @@ class Restoring:
 
     def _enter(self, held: _Held, entry: Entry, contents: memoryview) -> bool:
         """Put a block into the prefix cache. Returns whether there was room."""
-        assert self._store is not None
         (group, block_hash), pool = entry, self._pool()
         if pool.cache.has(block_hash, group):
             return True
@@ -241,8 +250,8 @@ class Restoring:
             block_id = pool.allocate()
         except OutOfBlocks:
             return False
-        self._store.memory.copy_in(block_id, contents)
-        self._store.num_read += 1
+        held.source.memory.copy_in(block_id, contents)
+        held.source.num_read += 1
         pool.set_written(block_id, pool.block_size)
         pool.cache.register(block_id, block_hash, group)
         if pool.cache.journal is not None:
@@ -253,20 +262,20 @@ class Restoring:
 
 
 def _missing(
-    store: KvStore,
     layout: KvLayout,
     chain: list[bytes],
     most: int,
     here: set[Entry],
     num_here: int,
+    is_there: Callable[[Entry], bool],
 ) -> list[Entry]:
-    """Find the blocks whose files make more of a prompt known than the `num_here` blocks that are
-    in memory. In the asking thread."""
+    """Find the blocks that make more of a prompt known than the `num_here` blocks that are in
+    memory. In the asking thread."""
     known = dict.fromkeys(here, True)
 
     def has(entry: Entry) -> bool:
         if entry not in known:
-            known[entry] = store.has(entry)
+            known[entry] = is_there(entry)
         return known[entry]
 
     num_blocks, firsts = find_reach(layout, chain, most, has)

@@ -31,6 +31,16 @@ def open_files(intent: TextSettings, model_config: ModelConfig) -> BlockFiles | 
     """
     if intent.kv_store is None:
         return None
+    check_keeps_blocks(intent, model_config, "kv_store")
+    return BlockFiles(Path(intent.kv_store).expanduser(), intent.kv_store_bytes)
+
+
+def check_keeps_blocks(intent: TextSettings, model_config: ModelConfig, setting: str) -> None:
+    """Check that a model's blocks can be used elsewhere, as a setting wants.
+
+    Raises:
+        ModelLoadError: they cannot.
+    """
     reason = None
     if model_config.recurrent_bytes(1):
         reason = "this model has recurrent states, which it does not keep"
@@ -40,20 +50,13 @@ def open_files(intent: TextSettings, model_config: ModelConfig) -> BlockFiles | 
         reason = "enable_prefix_caching is off, and it keeps cached blocks"
     if reason is not None:
         raise ModelLoadError(
-            f"kv_store cannot be used: {reason}; leave kv_store out for this model",
-            param="kv_store",
+            f"{setting} cannot be used: {reason}; leave {setting} out for this model",
+            param=setting,
         )
-    return BlockFiles(Path(intent.kv_store).expanduser(), intent.kv_store_bytes)
 
 
 def create_store(
-    files: BlockFiles,
-    memory: KvStorage,
-    intent: TextSettings,
-    config: ResolvedConfig,
-    model_config: ModelConfig,
-    plan: WeightPlan,
-    checkpoint: Checkpoint,
+    files: BlockFiles, memory: KvStorage, intent: TextSettings, computed_by: object
 ) -> KvStore:
     """Create the store of a loaded model.
 
@@ -67,19 +70,23 @@ def create_store(
             f"{memory.block_bytes} bytes; give at least {least_bytes}, or leave kv_store out",
             param="kv_store_bytes",
         )
+    return KvStore(files, memory, computed_by)
+
+
+def computed_by(
+    config: ResolvedConfig, model_config: ModelConfig, plan: WeightPlan, checkpoint: Checkpoint
+) -> object:
+    """Everything that shapes the contents of a model's blocks beside the text, but not the files
+    with the weights."""
     encoder = {} if checkpoint.mmproj is None else {"mmproj": checkpoint.mmproj}
-    return KvStore(
-        files,
-        memory,
-        (
-            _sources_digest(),
-            _arithmetic(config.device),
-            digest_of(encoder),
-            repr(model_config),
-            sorted((name, type(layer.method).__name__) for name, layer in plan.layers.items()),
-            (plan.quantization, config.dtype, config.kv_cache_dtype, config.block_size),
-            config.deterministic,
-        ),
+    return (
+        _sources_digest(),
+        _arithmetic(config.device),
+        digest_of(encoder),
+        repr(model_config),
+        sorted((name, type(layer.method).__name__) for name, layer in plan.layers.items()),
+        (plan.quantization, config.dtype, config.kv_cache_dtype, config.block_size),
+        config.deterministic,
     )
 
 

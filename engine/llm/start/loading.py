@@ -24,7 +24,8 @@ from engine.llm.engine import LLMEngine
 from engine.llm.kept_states import KeptStates
 from engine.llm.runner.runner_factory import create_runner
 from engine.llm.scheduler import Scheduler
-from engine.llm.start.block_store import create_store, open_files
+from engine.llm.start.block_store import computed_by, create_store, open_files
+from engine.llm.start.block_transfer import create_transfer, open_address
 from engine.llm.start.draft_loading import LoadedDraft, load_draft
 from engine.llm.start.known_quality import checked_quality
 from engine.llm.start.ranked_executor import RankedExecutor
@@ -71,6 +72,7 @@ def load_engine(
         model_config.generation, intent.generation_config, intent.override_generation_config
     )
     files = open_files(intent, model_config)
+    opened = open_address(intent, model_config)
     machine = machine_facts(intent.device)
     if machine.device == "cpu":
         build_operations(host)
@@ -91,11 +93,13 @@ def load_engine(
     if ranks is not None:
         ranks.meet()
     runner.warm_up()
-    store = None
-    if files is not None:
-        store = create_store(
-            files, runner.kv, intent, config, model_config, sizing.plan, checkpoint
-        )
+    store = transfer = None
+    if files is not None or opened is not None:
+        made_by = computed_by(config, model_config, sizing.plan, checkpoint)
+        if files is not None:
+            store = create_store(files, runner.kv, intent, made_by)
+        if opened is not None:
+            transfer = create_transfer(opened, runner.kv, intent, config, made_by)
     journal = None
     if config.enable_prefix_caching and KvEventsConfig.read(intent.kv_events_config):
         journal = CacheJournal(config.block_size, model_config.group_windows)
@@ -108,15 +112,19 @@ def load_engine(
         drafters=drafters(config, model_config, weights.draft),
         states=kept_states(model_config, config),
         store=store,
+        loans=None if transfer is None else transfer.loans,
         journal=journal,
     )
     executor = runner if ranks is None else RankedExecutor(runner, ranks)
-    engine = LLMEngine(scheduler, executor, config, adapters=weights.adapters, store=store)
+    engine = LLMEngine(
+        scheduler, executor, config, adapters=weights.adapters, store=store, transfer=transfer
+    )
     seconds = round(time.monotonic() - started_s, 1)
     log.info("model loaded", seconds=seconds, default_sampling=sampling, **asdict(config))
     warn_of_few_bits(sizing.plan)
     info = replace(
         model_info(model_id, checkpoint, model_config, config, sampling),
+        shares_kv=store is not None or transfer is not None,
         num_weights=sizing.plan.num_weights,
         weight_type=sizing.plan.stored_type,
     )

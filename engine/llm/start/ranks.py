@@ -85,6 +85,7 @@ def check_ranks(config: ModelConfig, intent: TextSettings, machine: MachineFacts
         "a model with recurrent states": config.recurrent_bytes(1) > 0,
         "a model with LoRA adapters": intent.max_adapters > 0,
         "a model with a kv_store": intent.kv_store is not None,
+        "a model with kv_transfer": intent.kv_transfer is not None,
         "a model with a speculative_model": intent.speculative_model is not None,
         "a model with async_scheduling on": intent.async_scheduling == "on",
     }

@@ -165,6 +165,29 @@ def test_an_engine_without_work_prepares_until_it_has_nothing_to_prepare(serve, 
     assert not left
 
 
+def test_an_idle_engine_releases_in_time_what_it_keeps_for_others(serve):
+    engine, left = serve.engine, [None, 0.0, 0.0]
+    engine.is_complete, engine.has_work = False, lambda: False
+
+    def tend_loans():
+        if len(left) == 1:
+            engine.on_step()  # the server ends the loop
+            return None
+        return left.pop()
+
+    engine.tend_loans = tend_loans
+    answers, _ = serve()
+    assert left == [None]
+    assert any(isinstance(answer, messages.Step) for answer in answers), "the server is told"
+
+
+def test_a_model_that_keeps_something_for_others_does_not_doze(serve, tmp_path):
+    serve.engine.tend_loans = lambda: 0.0
+    answers, _ = serve(messages.Submit.of(request("a")), messages.Doze(str(tmp_path), 1 << 40))
+    dozed = [answer for answer in answers if isinstance(answer, messages.Dozing)]
+    assert dozed == [messages.Dozing()]
+
+
 def test_an_engine_prepares_only_after_a_while_without_messages(serve, monkeypatch):
     monkeypatch.setattr(loop, "_IDLE_S", 60.0)
     serve.engine.use_idle_time = None  # a call would fail

@@ -81,6 +81,7 @@ async def test_whole_answer(server: TextServer) -> None:
         "prompt_logprobs": None,
         "prompt_token_ids": None,
         "semantic_entropy": None,
+        "kv_transfer_params": None,
     }
     assert "x-ignored-fields" not in response.headers
 

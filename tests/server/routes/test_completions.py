@@ -58,6 +58,7 @@ async def test_whole_answer(server: TextServer) -> None:
                 "repetition": None,
             }
         ],
+        "kv_transfer_params": None,
         "usage": {
             "prompt_tokens": num_prompt,
             "completion_tokens": len(server.encode(" jumps")) + 1,

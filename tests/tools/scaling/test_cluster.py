@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from engine.llm.cost.step_cost import TYPICAL, StepWork
+from tools.scaling.apart import ApartCluster
 from tools.scaling.cluster import Cluster, Failure, rate_in_one_cache
 from tools.scaling.load import FOLLOWS, TOKEN_IDS, draw_load, read_trace
 from tools.scaling.replica import Machine
@@ -77,6 +78,28 @@ def test_a_dead_replica_loses_its_requests_and_they_are_served_by_the_others(tra
     meanwhile = [one for one in outcome.served if middle <= one.sent.arrival_s < middle + 5]
     assert "r1" not in {one.replica for one in meanwhile}
     assert "r1" in {one.replica for one in outcome.served if one.sent.arrival_s > middle + 5}
+
+
+def test_prompts_are_computed_once_and_continued_by_the_others(trace):
+    load = draw_load(trace, 4, 0.3, 60, random)
+    transfer_s = random.uniform(0.1, 0.5) * 1e-3
+    cluster = ApartCluster(MACHINE, 3, 1, lambda num_tokens: transfer_s * num_tokens)
+    outcome = cluster.run(load)
+    assert [one.sent for one in outcome.served] == load
+    prompt_s, decode_s = MACHINE.step_costs[3], MACHINE.step_costs[1]
+    for one in outcome.served:
+        num_prompt = len(one.sent.prompt)
+        least_s = prompt_s * (num_prompt - one.num_cached) + transfer_s * num_prompt
+        assert one.replica == "r3" and one.wait_s >= least_s
+    decoding = cluster._replicas["r3"]
+    # Only what fills no block is computed again.
+    num_answer = sum(one.answer_len for one in load)
+    step_s = MACHINE.step_costs[0] + decode_s + 8192 * MACHINE.step_costs[2]
+    block_s = MACHINE.block_size * (prompt_s + 8192 * MACHINE.step_costs[4]) + step_s
+    assert decoding.busy_s <= num_answer * step_s + len(load) * block_s
+    for replica in cluster._replicas.values():
+        replica.scheduler.check_invariants()
+        assert not replica.scheduler.has_work()
 
 
 def test_sleeping_replicas_wake_when_the_others_are_busy_and_not_before(trace):

@@ -23,6 +23,7 @@ CPU = {"device": "cpu", "num_cores": 4, "free_memory_bytes": 1 << 30}
         ({"device": "cuda"}, {}, "a model on a GPU cannot be divided"),
         ({}, {"lora": ("a=folder",)}, "a model with LoRA adapters"),
         ({}, {"kv_store": "folder"}, "a kv_store"),
+        ({}, {"kv_transfer": "127.0.0.1"}, "kv_transfer"),
         ({}, {"speculative_model": "m", "num_speculative_tokens": 4}, "a speculative_model"),
         ({}, {"async_scheduling": "on"}, "async_scheduling on"),
     ],
