@@ -100,7 +100,9 @@ def ray(
         raise _fail("this needs more packages: pip install 'tandem-server[ray]'")
     from server.ray_serve.command import ray_command
 
-    settings = given(models=models or None, config=None if config is None else str(config.resolve()))
+    settings = given(
+        models=models or None, config=None if config is None else str(config.resolve())
+    )
     fleet = {
         "settings": settings,
         "min_replicas": replicas,

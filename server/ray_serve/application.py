@@ -57,7 +57,7 @@ class Fleet(BaseModel):
 class Server:
     """A server without a socket: the app, in Ray's process."""
 
-    async def __init__(self, given: dict[str, Any]) -> None:
+    async def __init__(self, given: dict[str, Any]) -> None:  # type: ignore[misc]  # Ray awaits it
         settings = load_settings(given)
         configure_logging(settings.log_format, settings.log_level)
         app = create_app(settings, create_process_engine(settings))

@@ -11,9 +11,9 @@ from server.ray_serve.call import Head
 
 def failed_answer(path: str, error: EngineError) -> Response:
     """The answer to a request that got none."""
-    facts = error_facts(error)
     headers = {"Retry-After": "1"}
-    return Response(_written(path, error), facts.status, headers, "application/json")
+    status = error_facts(error).status
+    return Response(_written(path, error), status, headers, "application/json")
 
 
 def last_event(path: str, head: Head, error: EngineError) -> bytes | None:

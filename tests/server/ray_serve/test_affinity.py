@@ -35,9 +35,7 @@ def test_conversations_share_the_blocks_of_their_common_beginning():
     assert match(short, chat(system, first, tools=[{"name": text(300)}])) == 0
 
 
-@pytest.mark.parametrize(
-    "change", [{"model": "other"}, {"cache_salt": "x"}], ids=["model", "salt"]
-)
+@pytest.mark.parametrize("change", [{"model": "other"}, {"cache_salt": "x"}], ids=["model", "salt"])
 def test_what_shares_no_cache_shares_no_blocks(change):
     content = text(2000)
     assert match(chat(content), chat(content, **change)) == 0

@@ -16,8 +16,13 @@ from server.ray_serve.call import Head, answer, sent_scope
 def scope_of(path: str = "/x") -> dict:
     headers = [(b"content-type", b"application/json")]
     return {
-        **{"type": "http", "method": "POST", "path": path, "query_string": b"a=1"},
-        **{"headers": headers, "app": lambda: None, "state": object()},
+        "type": "http",
+        "method": "POST",
+        "path": path,
+        "query_string": b"a=1",
+        "headers": headers,
+        "app": lambda: None,
+        "state": object(),
     }
 
 
