@@ -138,9 +138,12 @@ def _attends_to_itself(attn: Attention) -> bool:
 
 
 def _is_plain(block: ResnetBlock2D) -> bool:
+    # Decoders of VAEs say "group", which without timesteps is the same.
+    is_usual = block.time_embedding_norm == "default"
+    is_timeless = block.time_embedding_norm == "group" and block.time_emb_proj is None
     return (
         type(block.nonlinearity) is nn.SiLU
-        and block.time_embedding_norm == "default"
+        and (is_usual or is_timeless)
         and not block.skip_time_act
         and block.upsample is None
         and block.downsample is None

@@ -1,19 +1,26 @@
-"""Linear layers and convolutions whose rows do not affect each other, for fp32 on a CPU.
+"""Linear layers and convolutions on a CPU: in fp32 their rows do not affect each other.
 
-Small weights are arranged for our own products. Large ones, which keep the processor busy with a
-single row, are multiplied with each row separately. On other devices, in other dtypes and if
-gradients are wanted, the layers work as before.
+Small weights are arranged for our own products in fp32. Large ones, which keep the processor busy
+with a single row, are multiplied by oneDNN, in fp32 with each row separately; so are large
+convolutions of few cells, for which its own convolutions take up to seven times as long. On other
+devices, in other dtypes and if gradients are wanted, the layers work as before.
 """
+
+import math
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from engine.diffusion.families import onednn
 from engine.diffusion.families.rows import row_by_row
 from kernels import PackedWeight, linear_packed, native
 
 MOST_BYTES = 1 << 20
 """The most bytes of weights that are arranged, which takes a second copy."""
+MOST_CELLS = 512
+"""The most cells that a convolution of larger weights computes as one product: SD 1.5's deepest
+layers. With more cells, copying each one's surroundings costs more than it saves."""
 
 
 def separate_rows(model: nn.Module) -> None:
@@ -46,7 +53,7 @@ class RowProduct(nn.Linear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Multiply `[R, ..., in]` to `[R, ..., out]`."""
-        if is_plain(x, self.weight):
+        if onednn.can_multiply(x, self.weight):
             return _product(x, self.weight, self.bias, self._packed)
         return super().forward(x)
 
@@ -64,7 +71,7 @@ class PointwiseConvolution(nn.Conv2d):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Convolve `[R, C, h, w]` to `[R, C', h, w]`."""
-        if not is_plain(x, self.weight):
+        if not onednn.can_multiply(x, self.weight):
             return super().forward(x)
         # diffusers' transformers give their last layer another memory layout.
         x = x.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
@@ -88,12 +95,39 @@ class RowConvolution(nn.Conv2d):
             device="meta",
         )
         self.weight, self.bias = convolution.weight, convolution.bias
+        is_plain = convolution.groups == 1 and convolution.dilation == (1, 1)
+        self._may_be_product = (
+            is_plain
+            and convolution.padding_mode == "zeros"
+            and not isinstance(convolution.padding, str)
+            and self.weight.nbytes > MOST_BYTES
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Convolve `[R, C, h, w]` to `[R, C', h', w']`."""
-        if is_plain(x, self.weight) and x.ndim == 4:
-            return row_by_row(super().forward, x)
-        return super().forward(x)
+        if x.ndim != 4:
+            return super().forward(x)
+        return row_by_row(self._convolved, x, at_once=1 if is_plain(x, self.weight) else len(x))
+
+    def _convolved(self, x: torch.Tensor) -> torch.Tensor:
+        if not (self._may_be_product and onednn.can_multiply(x, self.weight)):
+            return super().forward(x)
+        sizes = len(x), *map(self._num_places, (0, 1), x.shape[2:])
+        if math.prod(sizes) > MOST_CELLS:
+            return super().forward(x)
+        down, across = map(int, self.padding)
+        around = F.pad(x.permute(0, 2, 3, 1), (0, 0, across, across, down, down))
+        for axis in (0, 1):
+            around = around.unfold(1 + axis, self.kernel_size[axis], self.stride[axis])
+        cells = around.permute(0, 1, 2, 4, 5, 3).reshape(math.prod(sizes), -1)
+        weight = self.weight.permute(0, 2, 3, 1).flatten(1)
+        product = onednn.multiply(cells, weight, self.bias)
+        return product.view(*sizes, -1).permute(0, 3, 1, 2)
+
+    def _num_places(self, axis: int, length: int) -> int:
+        """How many places the kernel takes along an axis of a map."""
+        room = length + 2 * int(self.padding[axis]) - self.kernel_size[axis]
+        return room // self.stride[axis] + 1
 
 
 def is_plain(x: torch.Tensor, weight: torch.Tensor) -> bool:
@@ -114,13 +148,11 @@ def _product(
     bias: torch.Tensor | None,
     packed: PackedWeight | None,
 ) -> torch.Tensor:
-    if packed is not None:
+    if packed is not None and is_plain(x, weight):
         rows = x.reshape(-1, x.shape[-1])
         return linear_packed(rows, packed, bias).view(*x.shape[:-1], packed.out_features)
-    if x.ndim == 1:
-        return F.linear(x, weight, bias)
-    product = row_by_row(lambda row: F.linear(row, weight), x)
-    return product if bias is None else product.add_(bias)
+    at_once = 1 if x.ndim > 1 and is_plain(x, weight) else len(x)
+    return row_by_row(lambda rows: onednn.multiply(rows, weight, bias), x, at_once=at_once)
 
 
 def _is_pointwise(layer: nn.Conv2d) -> bool:

@@ -8,6 +8,7 @@ from diffusers import ModelMixin
 
 from engine.contract.draw import ImageTask
 from engine.diffusion.families.autoencoder import Autoencoder
+from engine.diffusion.families.cpu_calls import CpuCalls
 from engine.diffusion.families.family import FamilyFacts, Row
 from engine.diffusion.families.row_layouts import denoise_by_layout, denoise_each, is_exact
 from engine.diffusion.prompt.states import PromptStates
@@ -64,16 +65,17 @@ class TransformerFamily(ABC):
         """The states of each prompt, computed one by one, with its adapters."""
         found = []
         for prompt in prompts:
-            with self.adapted.rows([prompt.adapters]):
+            with self.adapted.rows([prompt.adapters]), CpuCalls():
                 found.append(self._encode(prompt))
         return found
 
     @torch.no_grad()
     def denoise(self, key: Hashable, rows: Sequence[Row]) -> torch.Tensor:
         """Predict `[R, C, h, w]`, fp32. Timesteps and prompts may differ."""
-        if self._one_by_one:
-            return denoise_each(rows, self._forward)
-        return denoise_by_layout(rows, self._layout, self._forward)
+        with CpuCalls():
+            if self._one_by_one:
+                return denoise_each(rows, self._forward)
+            return denoise_by_layout(rows, self._layout, self._forward)
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Decode scaled latents `[N, C, h, w]` to pixels `[N, 3, H, W]`, fp32 in [-1, 1]."""

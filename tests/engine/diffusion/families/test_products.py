@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from engine.diffusion.families import onednn, products
 from engine.diffusion.families.products import (
     PointwiseConvolution,
     RowConvolution,
@@ -15,6 +16,8 @@ from engine.diffusion.families.products import (
     separate_rows,
 )
 from kernels import native
+
+FORMATS = (torch.channels_last, torch.contiguous_format)
 
 
 def simplified(layer):
@@ -89,6 +92,35 @@ def test_other_convolutions(how):
     assert type(found) is RowConvolution
     with torch.inference_mode():
         torch.testing.assert_close(found(x), layer(x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("stride", [1, 2, (2, 1)])
+@pytest.mark.parametrize("padding", [0, 1, (2, 0)])
+def test_large_convolutions_of_few_cells_are_products(dtype, stride, padding, monkeypatch):
+    monkeypatch.setattr(products, "MOST_BYTES", -1)
+    monkeypatch.setattr(products, "MOST_CELLS", 40)
+    multiplied = []
+    multiply = onednn.multiply
+    monkeypatch.setattr(
+        onednn, "multiply", lambda x, *more: multiplied.append(len(x)) or multiply(x, *more)
+    )
+    channels, outputs = (random.randrange(1, 30) for _ in range(2))
+    kernel = random.choice([3, (3, 1), (1, 3), 5])
+    bias = random.random() < 0.5
+    layer = nn.Conv2d(channels, outputs, kernel, stride, padding, bias=bias, dtype=dtype)
+    layer.requires_grad_(False).to(memory_format=random.choice(FORMATS))
+    x = torch.randn(3, channels, random.randint(5, 9), random.randint(5, 9)).to(dtype)
+    x = x.to(memory_format=random.choice(FORMATS))
+    found = simplified(layer)
+    with torch.inference_mode():
+        y, expected = found(x), layer(x)
+        can_multiply = onednn.can_multiply(x, layer.weight)
+    close = 1e-5 if dtype is torch.float32 else 2e-2
+    torch.testing.assert_close(y, expected, rtol=close, atol=close)
+    num_cells = y[0, 0].numel()
+    calls = [num_cells] * 3 if dtype is torch.float32 else [3 * num_cells]
+    assert multiplied == calls * (can_multiply and calls[0] <= 40)
 
 
 WIDE = 600
