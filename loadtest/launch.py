@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import secrets
 import signal
 import socket
 import time
@@ -20,6 +21,7 @@ from loadtest.workload import PlannedRequest
 
 _POLL_S = 0.05
 _LOG_TAIL_CHARS = 2000
+_PORTS = range(20_000, 32_768)
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +248,10 @@ def _signal_all(root: int, number: signal.Signals) -> None:
 
 
 def free_port() -> int:
-    """Return a port on which nobody listens now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port on which nobody listens now: none of those that systems give to outgoing
+    connections, one of which might take it before a server does."""
+    while True:
+        port = secrets.choice(_PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port

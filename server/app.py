@@ -46,6 +46,7 @@ from server.routes import (
     model_loading,
     models,
     playground,
+    prefix_cache,
     sleeping,
     usage,
 )
@@ -62,6 +63,7 @@ _ROUTERS = (
     model_loading.router,
     sleeping.router,
     sleeping.pins,
+    prefix_cache.router,
     adapter_loading.router,
     live_requests.router,
     usage.router,

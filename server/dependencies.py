@@ -40,3 +40,16 @@ async def check_admin(request: Request, state: StateDep) -> None:
     """
     if not ClientRequest(request, state).may_manage:
         raise NotAllowed("this needs an admin key; send one as Authorization: Bearer KEY")
+
+
+async def check_may_change(request: Request, state: StateDep) -> None:
+    """Require what loading a model requires, for routes that take no body: a page of another site
+    could call them, but a browser says that it does.
+
+    Raises:
+        NotAllowed, Draining: as in `ModelLibrary.load`, or a page of another site asks.
+    """
+    await check_admin(request, state)
+    state.library.check_open()
+    if request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+        raise NotAllowed("pages of other sites may not change what the server keeps in memory")

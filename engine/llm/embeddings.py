@@ -82,6 +82,10 @@ class EngineWithEmbeddings:
         """See `engine.worker.stepping.IdentifiedEngine`."""
         self.texts.identify(digest)
 
+    def reset_prefix_cache(self) -> None:
+        """See `engine.worker.stepping.CachingEngine`."""
+        self.texts.reset_prefix_cache()
+
     def load_adapter(self, order: AdapterOrder, answer: Answer) -> None:
         """See `LLMEngine.load_adapter`."""
         self.texts.load_adapter(order, answer)

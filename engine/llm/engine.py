@@ -171,6 +171,10 @@ class LLMEngine:
         """See `engine.worker.stepping.PreparingEngine`."""
         return self._executor.use_idle_time()
 
+    def reset_prefix_cache(self) -> None:
+        """See `engine.worker.stepping.CachingEngine`."""
+        self._scheduler.pool.forget_cached()
+
     def _advance_adapters(self) -> list[TokenEvent]:
         """Put adapters in place that have been read, and remove those that nobody uses. Returns the
         last events of requests whose adapters cannot be had."""

@@ -186,6 +186,11 @@ class EngineClient(Protocol):
         never, and None is what the operator has set."""
         ...
 
+    def reset_prefix_cache(self, model: str) -> None:
+        """Have requests of a model of that id that come later find nothing of earlier ones in its
+        prefix cache."""
+        ...
+
     def load_adapter(self, model: str, order: AdapterOrder) -> "asyncio.Future[AdapterReport]":
         """Begin to load a LoRA adapter. Requests can then use it by name, also after a restart of
         the worker.
@@ -348,6 +353,10 @@ class ProcessEngineClient(EngineClient):
         if supervisor is not None:
             own = supervisor.config.sleep_idle_seconds
             supervisor.slumber.keep_alive_s = own if seconds is None else seconds
+
+    def reset_prefix_cache(self, model: str) -> None:
+        if model in self._supervisors:
+            self._supervisors[model].reset_prefix_cache()
 
     def load_adapter(self, model: str, order: AdapterOrder) -> asyncio.Future[AdapterReport]:
         supervisor = self._supervisor_of(model)

@@ -51,7 +51,13 @@ from engine.runtime.threads import (
 from engine.weights.recognition import kind_of_checkpoint, with_fetched
 from engine.worker import messages
 from engine.worker.socket_folder import remove_socket
-from engine.worker.stepping import AnyEngine, IdentifiedEngine, PreparingEngine, SharedEngine
+from engine.worker.stepping import (
+    AnyEngine,
+    CachingEngine,
+    IdentifiedEngine,
+    PreparingEngine,
+    SharedEngine,
+)
 
 _LONGEST_NAP_S = 0.5
 _IDLE_S = 0.5
@@ -222,6 +228,9 @@ class Loop:
                         self._publish([], self._engine.stats())
                 case messages.LoadAdapter() | messages.UnloadAdapter() as change:
                     self._change_adapter(change)
+                case messages.ResetPrefixCache():
+                    if isinstance(self._engine, CachingEngine):
+                        self._engine.reset_prefix_cache()
                 case messages.Doze() as order:
                     if not self._doze(order):
                         return False

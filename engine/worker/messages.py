@@ -152,6 +152,10 @@ class UnloadAdapter(msgspec.Struct, tag="unload_adapter", frozen=True):
     name: str
 
 
+class ResetPrefixCache(msgspec.Struct, tag="reset_prefix_cache", frozen=True):
+    """Has requests that are sent later find nothing of earlier ones in the prefix cache."""
+
+
 class Shutdown(msgspec.Struct, tag="shutdown", frozen=True):
     pass
 
@@ -288,6 +292,7 @@ ToWorker = (
     | Throttle
     | LoadAdapter
     | UnloadAdapter
+    | ResetPrefixCache
     | Doze
     | WakeUp
     | Shutdown

@@ -70,5 +70,14 @@ class SharedEngine(Protocol):
         ...
 
 
+@runtime_checkable
+class CachingEngine(Protocol):
+    """An engine that finds the beginnings of earlier texts again."""
+
+    def reset_prefix_cache(self) -> None:
+        """Let no later text find what is cached now. Texts that run keep what they use."""
+        ...
+
+
 AnyEngine = SteppingEngine[Any, Any, Any]
 """An engine of any kind (`engine.contract.kinds`), such as `engine.llm.engine.LLMEngine`."""

@@ -330,6 +330,11 @@ class Supervisor:
         if self._is_loaded:
             self._send(messages.Throttle(share))
 
+    def reset_prefix_cache(self) -> None:
+        """Empty the worker's prefix cache, before it begins with any later request."""
+        if self._is_loaded:
+            self._send(messages.ResetPrefixCache())
+
     async def wait_until_idle(self) -> None:
         """Return once no request of the worker is unfinished."""
         await self._streams.wait_until_empty()

@@ -97,11 +97,15 @@ class LiveRequests:
     def of(self, owner: Owner | None, name: str | None = None) -> list[tuple[Label, LiveRun]]:
         """An owner's requests, the oldest first: all, or those with that id or `X-Request-Id`."""
         return [
+            (label, run)
+            for label, run in self.all()
+            if label.owner == owner and name in (None, label.id, label.request_id)
+        ]
+
+    def all(self) -> list[tuple[Label, LiveRun]]:
+        """The requests of all owners, the oldest first."""
+        return [
             (run.label, run)
             for run in list(self._runs.values())
-            if run.label is not None
-            and run.label.owner == owner
-            and name in (None, run.label.id, run.label.request_id)
-            and run.is_open
-            and not run.progress().is_over
+            if run.label is not None and run.is_open and not run.progress().is_over
         ]

@@ -17,7 +17,7 @@ from server.operations.exchange import Exchange
 from server.operations.ignored_fields import report_ignored_fields
 from server.operations.semantic_entropy import semantic_judge
 from server.operations.tokenize import chat_token_ids
-from server.protocol.answers import InputTokens
+from server.protocol.answers import InputTokens, RenderedPrompt
 from server.protocol.chat import ChatCompletionRequest, ChatMessage
 from server.state import ClientRequest
 from server.text.answer_format import AnswerFormat
@@ -124,14 +124,37 @@ async def answer_with_count(
     Raises:
         EngineError: the request is refused.
     """
-    request, state = client.request, client.state
-    headers = report_ignored_fields(request, client.sent or body)
+    headers = report_ignored_fields(client.request, client.sent or body)
     info = await client.find(GENERATE, body.model)
-    text = await state.texts.get(info)
-    adds, param = bool(body.add_special_tokens), body.prompt_field
-    encoding = chat_token_ids(body, body.messages, state, info, text, param, adds)
-    counted = InputTokens(input_tokens=len(await until_disconnect(request.receive, encoding)))
+    tokens = await _token_ids(body, client, info, counting_limit(info, body.prompt_field))
+    counted = InputTokens(input_tokens=len(tokens))
     return Response(encode(counted), media_type="application/json", headers=headers)
+
+
+async def answer_with_prompt(body: ChatCompletionRequest, client: ClientRequest) -> Response:
+    """The tokens of a chat's prompt, as `answer_chat` gives them to the model.
+
+    Raises:
+        EngineError: the request is refused, or the prompt is too long.
+    """
+    headers = report_ignored_fields(client.request, body)
+    info = await client.find(GENERATE, body.model)
+    limit = prompt_limit(body, info)
+    tokens = await _token_ids(body, client, info, limit)
+    tokens = tokens[-limit.keep_last :] if limit.keep_last else tokens
+    if len(tokens) > limit.max_tokens:
+        raise limit.exceeded(len(tokens), 0)
+    rendered = RenderedPrompt(request_id=new_id("chatcmpl"), model=info.name, token_ids=tokens)
+    return Response(encode(rendered), media_type="application/json", headers=headers)
+
+
+async def _token_ids(
+    body: ChatCompletionRequest, client: ClientRequest, info: ModelInfo, limit: PromptLimit
+) -> list[int]:
+    text = await client.state.texts.get(info)
+    adds = bool(body.add_special_tokens)
+    encoding = chat_token_ids(body, body.messages, client.state, info, text, limit, adds)
+    return await until_disconnect(client.request.receive, encoding)
 
 
 async def _pins(

@@ -5,9 +5,13 @@ from collections.abc import Sequence
 from fastapi import Response
 
 from engine.contract.generate import GenerateRequest, ModelInfo
+from engine.contract.operations import GENERATE
 from server.http.engine_run import new_id
+from server.http.shape import encode
 from server.http.sse import until_disconnect
 from server.operations.exchange import Exchange
+from server.operations.ignored_fields import report_ignored_fields
+from server.protocol.answers import RenderedPrompt
 from server.protocol.completions import CompletionRequest
 from server.state import ClientRequest
 from server.text.completion_reply import CompletionReply
@@ -54,6 +58,26 @@ async def answer_completion(
         await generation.submit(text.tokenizer, requests, options, body.num_best)
         reply = CompletionReply(body, head, text, generation, echoes, client.shape)
         return await exchange.send(reply)
+
+
+async def answer_with_prompts(body: CompletionRequest, client: ClientRequest) -> Response:
+    """The tokens of each prompt, as `answer_completion` gives them to the model.
+
+    Raises:
+        EngineError: the request is refused, or a prompt is too long.
+    """
+    headers = report_ignored_fields(client.request, body)
+    info = await client.find(GENERATE, body.model)
+    text = await client.state.texts.get(info)
+    prompts = await until_disconnect(client.request.receive, _token_ids(body, text, info))
+    requests = await completion_requests(body, info, prompts, request_id=new_id("cmpl"))
+    rendered = [
+        RenderedPrompt(
+            request_id=request.request_id, model=info.name, token_ids=request.prompt_token_ids
+        )
+        for request in requests
+    ]
+    return Response(encode(rendered), media_type="application/json", headers=headers)
 
 
 async def _token_ids(body: CompletionRequest, text: ModelText, info: ModelInfo) -> list[list[int]]:

@@ -12,7 +12,7 @@ from server.protocol.chat import ChatMessage, ChatTemplateOptions
 from server.protocol.tokenize import TokenizeRequest
 from server.state import AppState
 from server.text.chat_prompt import chat_prompt
-from server.text.prompt_limit import counting_limit
+from server.text.prompt_limit import PromptLimit, counting_limit
 from server.text.texts import ModelText
 
 
@@ -36,18 +36,15 @@ async def chat_token_ids(
     state: AppState,
     info: ModelInfo,
     text: ModelText,
-    param: str,
+    limit: PromptLimit,
     adds_special_tokens: bool,
 ) -> list[int]:
     """Token ids of a conversation, whose pictures are not decoded.
 
-    Args:
-        param: the field that messages name.
-
     Raises:
         EngineError: it is refused, or too long.
     """
-    pictures = ChatPictures(messages, info, state, param)
+    pictures = ChatPictures(messages, info, state, limit.param)
     await pictures.open()
     chat_format = text.chat_format(config_of(state.engine, info.model))
     rendered = chat_prompt(body, messages, chat_format, pictures.marker)
@@ -55,7 +52,7 @@ async def chat_token_ids(
         rendered.messages,
         rendered.options,
         add_special_tokens=adds_special_tokens,
-        limit=counting_limit(info, param),
+        limit=limit,
         pictures=pictures.rows,
     )
 
@@ -70,7 +67,8 @@ async def all_token_ids(
     """
     if body.messages is not None:
         adds = body.adds_special_tokens
-        return [await chat_token_ids(body, body.messages, state, info, text, "messages", adds)]
+        limit = counting_limit(info, "messages")
+        return [await chat_token_ids(body, body.messages, state, info, text, limit, adds)]
     texts = body.text or ""
     return await text.encode_all(
         [texts] if isinstance(texts, str) else texts,

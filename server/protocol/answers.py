@@ -43,6 +43,15 @@ class InputTokens:
 
 
 @dataclass(slots=True, kw_only=True)
+class RenderedPrompt:
+    """The tokens that the model would read for a prompt, in vLLM's words."""
+
+    request_id: str
+    model: str
+    token_ids: list[int]
+
+
+@dataclass(slots=True, kw_only=True)
 class StoredList:
     """An empty list of stored objects, from a server that stores none."""
 

@@ -4,9 +4,10 @@ from fastapi import APIRouter, Response
 
 from server.dependencies import ClientDep
 from server.http.json_route import JsonRoute
-from server.operations.chat import answer_chat, answer_with_count
+from server.operations.chat import answer_chat, answer_with_count, answer_with_prompt
 from server.protocol.answers import (
     InputTokens,
+    RenderedPrompt,
     StoredList,
     error_answers,
     stream_answer,
@@ -43,3 +44,13 @@ async def list_chat_completions() -> StoredList:
 async def count_chat_tokens(body: ChatCompletionRequest, client: ClientDep) -> Response:
     """Counts the tokens of the conversation as the model's chat template writes it."""
     return await answer_with_count(body, client)
+
+
+@router.post(
+    "/v1/chat/completions/render",
+    summary="A conversation's tokens",
+    responses=whole_answer(RenderedPrompt),
+)
+async def render_chat_completion(body: ChatCompletionRequest, client: ClientDep) -> Response:
+    """Answers with the tokens that the model would read, and generates nothing, as vLLM does."""
+    return await answer_with_prompt(body, client)

@@ -12,6 +12,7 @@ from prometheus_client.registry import Collector
 
 from server.dependencies import StateDep
 from server.http.turns import in_turns
+from server.vllm_metrics import vllm_metrics
 
 router = APIRouter(tags=["operations"])
 
@@ -32,5 +33,7 @@ async def get_metrics(request: Request, state: StateDep) -> Response:
     thread: the page of many models takes a tenth of a second."""
     encode, content_type = choose_encoder(request.headers.get("accept", ""))
     metrics = await in_turns(lambda metric: metric, state.metrics.registry.collect())
+    if state.settings.vllm_metrics:
+        metrics += vllm_metrics(metrics, state.engine, state.live_requests)
     collected = cast(CollectorRegistry, _Collected(metrics))
     return Response(await asyncio.to_thread(encode, collected), media_type=content_type)

@@ -12,9 +12,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
 from engine.contract.status import ModelStatus, Phase
-from engine.errors import NotAllowed
 from server.catalog import unknown_model
-from server.dependencies import StateDep, check_admin
+from server.dependencies import StateDep, check_may_change
 from server.http.json_route import JsonRoute
 from server.http.shape import encode
 from server.http.sse import OPENAI_FRAMING, EventStream, event, until_disconnect
@@ -35,24 +34,11 @@ ModelId = Annotated[
 ]
 
 
-async def _check_may_change(request: Request, state: StateDep) -> None:
-    """Require what loading a model requires. These routes take no body, so a page of another site
-    could call them, but a browser says that it does.
-
-    Raises:
-        NotAllowed, Draining: as in `ModelLibrary.load`, or a page of another site asks.
-    """
-    await check_admin(request, state)
-    state.library.check_open()
-    if request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
-        raise NotAllowed("pages of other sites may not put models to sleep or wake them")
-
-
 router = APIRouter(tags=["models"])
 pins = APIRouter(tags=["models"], route_class=JsonRoute)
 _ANSWERS = change_answers("A model that was named is pinned, or is being unloaded.")
 _CHANGES: dict[str, Any] = {
-    "dependencies": [Depends(_check_may_change)],
+    "dependencies": [Depends(check_may_change)],
     "responses": _ANSWERS,
 }
 

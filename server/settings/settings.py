@@ -506,6 +506,11 @@ class Settings(BaseSettings):
         description="Address of an OpenTelemetry collector, such as http://127.0.0.1:4318, that "
         "gets a trace of each request and metrics, as OTLP over HTTP; needs the extra otel.",
     )
+    vllm_metrics: bool = Field(
+        True,
+        description="Show metrics of text models also by vLLM's names (vllm:…), which routers and "
+        "dashboards for vLLM read.",
+    )
     playground: bool = Field(
         True,
         description="Show browsers that open / a page for chats, images and models; without it "

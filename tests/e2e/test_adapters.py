@@ -158,7 +158,7 @@ def test_adapters_take_turns_and_leave_while_they_stream(server, expected):
 
     with ThreadPoolExecutor(len(RANKS)) as pool:
         assert all(text == expected[name] for name, text in pool.map(come_and_go, RANKS))
-    server.wait_idle(30)
+    server.wait_idle()
     for name in RANKS:
         # Of this load's: those of the one before have gone with it.
         server.wait_until(lambda: num_requests(lora_name=name) == 1)  # noqa: B023
@@ -168,7 +168,7 @@ def test_adapters_take_turns_and_leave_while_they_stream(server, expected):
     for name in RANKS:
         assert change("load", name).status_code == 200
     assert {name: complete(name).json()["choices"][0]["text"] for name in expected} == expected
-    server.wait_idle(30)
+    server.wait_idle()
 
 
 def test_adapters_come_and_go_beside_streams(server, expected, folder):

@@ -1,15 +1,17 @@
 """Models come and go while a stream runs: it keeps its bits, and what has gone leaves nothing."""
 
+import contextlib
 import json
 import os
 import shutil
 import signal
-import threading
-import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import psutil
 import pytest
+
+from tests.helpers.served import Stream
 
 pytestmark = pytest.mark.e2e
 MODEL = "smollm2-135m-instruct"
@@ -54,65 +56,54 @@ def status_of(server, model):
     return next(card["status"] for card in cards if card["id"] == model)
 
 
-def streamed(server, times=None):
-    """The choices of a long stream's chunks."""
-    choices = []
-    url, body = f"{server.url}/v1/completions", LONG | {"stream": True}
-    with httpx.stream("POST", url, json=body, timeout=120) as response:
-        for line in response.iter_lines():
-            if line.startswith("data: {"):
-                choices += json.loads(line.removeprefix("data: "))["choices"]
-                if times is not None:
-                    times.append(time.monotonic())
-    return choices
-
-
-def bits(choices):
+def bits(stream):
     """Each token with its log-probability and those of the alternatives, to the last bit."""
     found = []
-    for choice in choices:
-        logprobs = choice.get("logprobs") or {"token_logprobs": [], "top_logprobs": []}
-        token_ids = choice.get("token_ids") or []
-        columns = (token_ids, logprobs["token_logprobs"], logprobs["top_logprobs"])
-        found += zip(*columns, strict=True)
+    for event in stream.events:
+        for choice in [] if event == "[DONE]" else json.loads(event)["choices"]:
+            logprobs = choice.get("logprobs") or {"token_logprobs": [], "top_logprobs": []}
+            token_ids = choice.get("token_ids") or []
+            columns = (token_ids, logprobs["token_logprobs"], logprobs["top_logprobs"])
+            found += zip(*columns, strict=True)
     return found
 
 
 def tree(server):
     """The server and all that it has started, and the memory of these in MiB."""
     root = psutil.Process(server.process.pid)
-    processes = [root, *root.children(recursive=True)]
-    return {p.pid for p in processes}, sum(p.memory_info().rss for p in processes) // MIB
+    sizes = {}
+    for process in (root, *root.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+            sizes[process.pid] = process.memory_info().rss
+    return sizes.keys(), sum(sizes.values()) // MIB
 
 
 def test_a_stream_keeps_its_bits_while_another_model_comes_and_goes(server):
-    alone = streamed(server)
+    with Stream(server, **LONG) as alone:
+        alone.join(120)
+    assert len(bits(alone)) == LONG["max_tokens"]
     # A model has a worker, its template's process, and its structures' once it was idle.
     server.wait_until(lambda: len(tree(server)[0]) == 1 + 3)
     before, memory_before = tree(server)
-    times, beside = [], []
-    streaming = threading.Thread(target=lambda: beside.extend(streamed(server, times)))
-    streaming.start()
-    server.wait_until(lambda: len(times) >= 10)
-    began_s = time.monotonic()
-    response = post(server, "/models/load", model="tiny")
-    loaded_s = time.monotonic()
-    assert response.status_code == 200, response.text
-    assert response.json()["status"]["value"] == "loaded"
-    server.wait_until(lambda: len(tree(server)[0]) == len(before) + 3)
-    _, memory_with = tree(server)
-    answer = post(server, "/v1/completions", model="tiny", prompt="a", max_tokens=4)
-    assert answer.status_code == 200
-    assert server.get("/ready")[0] == 200
+    with Stream(server, **LONG | {"max_tokens": 8000}) as beside:  # for minutes
+        beside.wait_for_events()
+        num_before = len(beside.events)
+        response = post(server, "/models/load", model="tiny")
+        assert len(beside.events) > num_before + 5, "it went on meanwhile"
+        assert response.status_code == 200, response.text
+        assert response.json()["status"]["value"] == "loaded"
+        server.wait_until(lambda: len(tree(server)[0]) == len(before) + 3)
+        _, memory_with = tree(server)
+        answer = post(server, "/v1/completions", model="tiny", prompt="a", max_tokens=4)
+        assert answer.status_code == 200
+        assert server.get("/ready")[0] == 200
 
-    response = post(server, "/models/unload", model="tiny")
-    assert response.status_code == 200, response.text
-    streaming.join()
-    assert sum(began_s < at < loaded_s for at in times) > 5, "it went on meanwhile"
-    assert len(bits(alone)) == LONG["max_tokens"]
-    assert bits(beside) == bits(alone)
-    after, memory_after = tree(server)
-    assert after == before
+        response = post(server, "/models/unload", model="tiny")
+        assert response.status_code == 200, response.text
+        server.wait_until(lambda: len(bits(beside)) >= len(bits(alone)))
+    assert bits(beside)[: len(bits(alone))] == bits(alone)
+    server.wait_until(lambda: tree(server)[0] == before)
+    _, memory_after = tree(server)
     print(f"MiB before, with and after: {memory_before}, {memory_with}, {memory_after}")
     assert memory_with > memory_before + 100
     assert memory_after < memory_with - 200
@@ -141,7 +132,7 @@ def test_a_load_that_fails_leaves_nothing_behind(server, body, status, code):
     response = post(server, "/models/load", **body)
     assert response.status_code == status, response.text
     assert response.json()["error"]["code"] == code
-    server.wait_until(lambda: tree(server)[0] == before, 5)
+    server.wait_until(lambda: tree(server)[0] == before)
     assert [m["model"] for m in server.get("/ready")[1]["models"]] == [MODEL]
 
 
@@ -150,24 +141,18 @@ def test_a_worker_that_is_killed_while_its_model_is_unloaded(server):
     workers = set(server.worker_pids())
     assert post(server, "/models/load", model="tiny", settings={"seed": 3}).status_code == 200
     [worker] = set(server.worker_pids()) - workers
-    result = {}
-
-    def ask():
-        body = {"model": "tiny", "prompt": "a", "max_tokens": 400, "n": 64, "ignore_eos": True}
-        result["answer"] = post(server, "/v1/completions", **body)
-
-    asking = threading.Thread(target=ask)
-    asking.start()
-    server.wait_until(lambda: server.metric("tandem_num_requests_running", model_name="tiny"))
-    assert post(server, "/models/unload", model="tiny", wait=False).status_code == 202
-    refused = post(server, "/v1/completions", model="tiny", prompt="a")
-    os.kill(worker, signal.SIGKILL)
-    assert refused.status_code == 503
-    assert refused.json()["error"]["code"] == "model_unloading"
-    asking.join()
-    assert result["answer"].status_code == 503
-    server.wait_until(lambda: status_of(server, "tiny")["value"] == "unloaded", 10)
-    server.wait_until(lambda: tree(server)[0] == before, 5)
+    with ThreadPoolExecutor(1) as pool, server.workers_stopped():
+        asked = {"model": "tiny", "prompt": "a"}
+        answer = pool.submit(post, server, "/v1/completions", **asked)
+        server.wait_until(lambda: server.num_in_flight() == 1)
+        assert post(server, "/models/unload", model="tiny", wait=False).status_code == 202
+        refused = post(server, "/v1/completions", **asked)
+        os.kill(worker, signal.SIGKILL)
+        assert refused.status_code == 503
+        assert refused.json()["error"]["code"] == "model_unloading"
+        assert answer.result().status_code == 503
+    server.wait_until(lambda: status_of(server, "tiny")["value"] == "unloaded")
+    server.wait_until(lambda: tree(server)[0] == before)
 
 
 def test_the_log_tells_of_it_without_tracebacks(server):

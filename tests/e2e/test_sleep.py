@@ -64,7 +64,7 @@ def num_wakes(server):
 
 
 def test_answers_have_the_same_bits_whoever_slept(server):
-    statuses = httpx.get(f"{server.url}/models").json()["data"]
+    statuses = httpx.get(f"{server.url}/models", timeout=60).json()["data"]
     assert "sleeping" in {card["status"]["value"] for card in statuses}
     some = sorted(orders().items())
     expected = {name: bits(ask(server, order)) for name, order in some}

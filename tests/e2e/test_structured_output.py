@@ -128,7 +128,7 @@ async def test_neighbours_change_nothing(server):
         leaving.cancel()
         assert await together == alone
         await asyncio.gather(*noise)
-    server.wait_idle(60)
+    server.wait_idle()
 
 
 async def test_each_client_gets_its_own_form(server):
@@ -158,4 +158,4 @@ async def test_each_client_gets_its_own_form(server):
                 assert "too many ways" in answer.json()["error"]["message"]
 
         await asyncio.gather(*(good() for _ in range(6)), *(hostile() for _ in range(4)))
-    server.wait_idle(60)
+    server.wait_idle()

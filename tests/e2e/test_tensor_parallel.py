@@ -5,18 +5,21 @@ import os
 import random
 import signal
 import subprocess
-import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
 
+from tests.helpers.served import Stream
+
 pytestmark = pytest.mark.e2e
+MAX_MODEL_LEN = 1 << 17
+"""A text of this length takes minutes."""
 
 
 @pytest.fixture(scope="module")
 def server(start_shared_server, tiny_llama):
-    folder = str(tiny_llama())
+    folder = str(tiny_llama(max_position_embeddings=MAX_MODEL_LEN))
     ranked = {"name": "two", "ref": folder, "settings": {"tensor_parallel_size": 2}}
     models = ("--model", f"one={folder}", "--model", json.dumps(ranked))
     return start_shared_server(*models, "--dtype", "float32", "--num-threads", "2")
@@ -62,24 +65,11 @@ def test_two_processes_write_what_one_writes(server):
 def test_a_lost_rank_ends_its_streams_with_an_error_and_all_ranks_come_back(server, how):
     before = complete(server, "two", "Count:")
     [rank] = ranks_of(server)
-    lines = []
-    begun = threading.Event()
-
-    def read():
-        body = {"model": "two", "prompt": "Count:", "max_tokens": 400, "ignore_eos": True}
-        url = f"{server.url}/v1/completions"
-        with httpx.stream("POST", url, json=body | {"stream": True}, timeout=60) as response:
-            for line in response.iter_lines():
-                begun.set()
-                lines.extend([line] if line.startswith("data:") else [])
-
-    reader = threading.Thread(target=read)
-    reader.start()
-    assert begun.wait(30)
-    os.kill(rank, how)
-    reader.join(60)
-    error = json.loads(lines[-2].removeprefix("data: "))["error"]
-    assert error["code"] == "engine_dead"
+    text = {"prompt": "Count:", "max_tokens": MAX_MODEL_LEN - 100, "ignore_eos": True}
+    with Stream(server, model="two", **text) as stream:
+        stream.wait_for_events()
+        os.kill(rank, how)
+        assert stream.error()["code"] == "engine_dead"
     server.wait_for("/ready")
     assert ranks_of(server) not in ([], [rank])
     assert complete(server, "two", "Count:") == before
@@ -87,4 +77,4 @@ def test_a_lost_rank_ends_its_streams_with_an_error_and_all_ranks_come_back(serv
 
 def test_what_ranks_cannot_do_is_refused(server):
     body = {"model": "two", "input": "a text"}
-    assert httpx.post(f"{server.url}/v1/embeddings", json=body, timeout=30).status_code == 400
+    assert httpx.post(f"{server.url}/v1/embeddings", json=body, timeout=60).status_code == 400

@@ -59,7 +59,7 @@ def test_an_image_whole_and_streamed(server, net, picture):
 
 
 def test_it_is_listed_and_measured(server):
-    [card] = httpx.get(f"{server.url}/v1/models").json()["data"]
+    [card] = httpx.get(f"{server.url}/v1/models", timeout=60).json()["data"]
     assert (card["id"], card["scale"], card["exact_overlap"]) == ("net", 2, 8)
-    metrics = httpx.get(f"{server.url}/metrics").text
+    metrics = httpx.get(f"{server.url}/metrics", timeout=60).text
     assert 'tandem_upscale_tiles_total{model_name="net"}' in metrics

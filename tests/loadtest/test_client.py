@@ -179,9 +179,9 @@ async def test_broken_answers_are_errors(
 
 async def test_timeout_keeps_what_arrived(fake_openai: Any, send: Send) -> None:
     fake_openai.token_s = 0.03
-    record = await send(max_tokens=1000, timeout_s=0.3)
-    assert record.error == "timeout after 0.3 s"
-    assert 1 <= len(record.text_s) <= 10
+    record = await send(max_tokens=1000, timeout_s=1.0)
+    assert record.error == "timeout after 1 s"
+    assert 1 <= len(record.text_s) <= 34
     assert record.output_tokens is None
 
 

@@ -93,7 +93,7 @@ def test_the_projects_own_plans_load() -> None:
     held = load_plan(folder / "peers.yaml", {"ISA": "x86-64-v3"})
     assert held.rung == "x86-64-v3"
     groups = [server.groups for server in plans["llama-1b"].servers]
-    assert groups == [("Q4_0",)] * 2 + [("Q4_K_M",)] * 3 + [("Q8_0",)] * 3 + [("BF16",)] * 2
+    assert groups == [("Q4_0",)] * 2 + [("Q4_K_M",)] * 4 + [("Q8_0",)] * 3 + [("BF16",)] * 2
 
 
 def test_lengths_counts_rung_and_groups(tmp_path: Path) -> None:

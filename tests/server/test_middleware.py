@@ -342,7 +342,7 @@ async def test_the_rest_of_a_body_is_awaited_only_if_there_is_one(more_body, num
             pass
 
     scope = {"type": "http", "headers": [], "method": "POST"}
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(30):
         await BodyLimitMiddleware(read_body, max_body_bytes=10)(scope, receive, send)
     assert sent[0]["status"] == 413
     assert len(received) == num_receives
@@ -379,7 +379,7 @@ class SlowSender:
             "query_string": b"",
             "headers": [(b"content-type", b"text/plain")],
         }
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await app(scope, self.receive, self.send)
         return self.sent[0]["status"], json.loads(self.sent[1]["body"])
 
@@ -404,8 +404,9 @@ async def test_a_body_that_takes_too_long_is_answered_408(pieces, ends):
 
 
 async def test_a_large_body_may_take_its_time():
-    pieces = ((0.1, b"x" * 200),) * 6  # at the rate asked for, three times the time
-    assert await SlowSender(*pieces).post(create(**SLOW)) == (200, {"size": 1200})
+    pieces = ((0.1, b"x" * 1000),) * 8  # at twenty times the rate asked for
+    app = create(body_timeout_s=0.5, min_body_bytes_per_s=500)
+    assert await SlowSender(*pieces).post(app) == (200, {"size": 8000})
 
 
 async def test_an_answer_may_take_longer_than_its_request():

@@ -19,6 +19,7 @@ from pathlib import Path
 from loadtest.interrupt import Interrupt
 from loadtest.machine import provenance
 from loadtest.scenario import random_seed
+from tools.endurance import network
 from tools.endurance.chaos import Chaos, ChaosRun
 from tools.endurance.page import keep, write_page
 from tools.endurance.served import default_material, running, tiny_material
@@ -81,6 +82,7 @@ def soak(options: argparse.Namespace) -> bool:
 
 
 def chaos(options: argparse.Namespace) -> bool:
+    network.enter()
     facts = provenance("chaos", _MODULE)
     runs: list[ChaosRun] = []
 

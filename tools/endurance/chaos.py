@@ -30,6 +30,7 @@ from tools.endurance.faults import (
     move_clock,
 )
 from tools.endurance.judge import Twins, remains
+from tools.endurance.network import Network, has_entered
 from tools.endurance.order import Catalogue, Order
 from tools.endurance.patience import PatientClock
 from tools.endurance.sample import processes_of, work_of
@@ -103,6 +104,7 @@ class Chaos:
         self._own = AsyncExitStack()
         """The server's."""
         self._disk: Disk | None = None
+        self._network = Network(self._port) if has_entered() else None
         self._server: Server | None = None
         self._run = ChaosRun(0)
         self._windows: list[Window] = []
@@ -147,7 +149,7 @@ class Chaos:
             watching = asyncio.create_task(self._watch())
             await self._go()
             watching.cancel()
-            named = ", ".join(f"{one['name']} {one['recovered_s']} s" for one in self._run.faults)
+            named = ", ".join(map(_told, self._run.faults))
             again = "; disturbed" if self._run.is_disturbed else ""
             self._say(f"seed {seed}: {self._run.num_requests} requests; {named}{again}")
             for problem in self._run.problems:
@@ -202,13 +204,13 @@ class Chaos:
         effect = EFFECTS[fault.name]
         told: dict[str, Any] = {"name": fault.name, "recovered_s": None}
         self._run.faults.append(told)
-        if effect.needs_disk and self._disk is None:
-            told["left_out"] = True
+        ground = Ground(self.server, self._disk, self._network, self._clock)
+        if ground.lacks(effect.needs):
+            told["lacks"] = effect.needs
             return
         await asyncio.sleep(fault.after_s)
         window = Window(fault, effect, time.monotonic())
         self._windows.append(window)
-        ground = Ground(self.server, self._disk, self._clock)
         undo = effect.do(ground, random.Random(fault.seed))
         try:
             if effect.sleeps:
@@ -294,6 +296,12 @@ def is_explained(answer: Answer, effect: Effect) -> bool:
     if answer.is_lost:
         return effect.may_lose
     return answer.problem is None and answer.code in effect.codes
+
+
+def _told(fault: dict[str, Any]) -> str:
+    if part := fault.get("lacks"):
+        return f"{fault['name']} left out: this system gives us no {part} of our own"
+    return f"{fault['name']} {fault['recovered_s']} s"
 
 
 def _options(place: Path, disk: Disk | None) -> list[str]:

@@ -9,9 +9,11 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from loadtest.processes import PROC
 from tools.endurance.disk import Disk
+from tools.endurance.network import Network
 from tools.endurance.sample import processes_of
 from tools.endurance.served import Server
 
@@ -49,13 +51,19 @@ class Ground:
 
     server: Server
     disk: Disk | None
+    network: Network | None
     clock: Path
+
+    def lacks(self, part: "Part | None") -> bool:
+        """Whether this system lets us have no such part."""
+        return part is not None and getattr(self, part) is None
 
     def pids(self, kind: str) -> list[int]:
         """The processes of a kind, oldest first."""
         return sorted(one.pid for one in processes_of(self.server.pid) if one.kind == kind)
 
 
+Part = Literal["disk", "network"]
 Undo = Callable[[], None]
 Do = Callable[[Ground, random.Random], Undo]
 
@@ -67,6 +75,7 @@ class Effect:
     Attributes:
         codes: of errors that clients may get.
         may_lose: whether connections may be refused or end without an answer.
+        needs: what of the ground it is done to, beside the server.
         ends_server: the signal that the server gets; it is then started again.
         extra_s: how much longer than a model's load the recovery may take.
         sleeps: whether the text model then starts anew, and so reads the files on the disk.
@@ -75,7 +84,7 @@ class Effect:
     do: Do
     codes: frozenset[str] = frozenset()
     may_lose: bool = False
-    needs_disk: bool = False
+    needs: Part | None = None
     ends_server: signal.Signals | None = None
     extra_s: float = 0.0
     sleeps: bool = False
@@ -202,6 +211,32 @@ def move_clock(clock: Path, seconds: int) -> None:
         file.write(struct.pack("=q", seconds))
 
 
+def _drop_packets(ground: Ground, rng: random.Random) -> Undo:
+    assert ground.network is not None
+    ground.network.drop(rng.choice((5, 20, 50)))
+    return ground.network.mend
+
+
+def _slow_packets(ground: Ground, rng: random.Random) -> Undo:
+    assert ground.network is not None
+    ground.network.slow(rng.choice((64, 256, 1024)))
+    return ground.network.mend
+
+
+def _half_open(ground: Ground, rng: random.Random) -> Undo:
+    """Let one side hear nothing of the other, or the server not hear that clients leave."""
+    network = ground.network
+    assert network is not None
+    rng.choice((network.silence_clients, network.silence_server, network.hide_ends))()
+    return network.mend
+
+
+def _reset_connections(ground: Ground, rng: random.Random) -> Undo:
+    assert ground.network is not None
+    ground.network.reset()
+    return ground.network.mend
+
+
 def _none(ground: Ground, rng: random.Random) -> Undo:
     return _nothing
 
@@ -226,10 +261,14 @@ EFFECTS = {
     "stop a worker for good": Effect(
         _stopping_for_good("worker"), _WORKER_LOST, extra_s=2 * WORKER_TIMEOUT_S
     ),
-    "full disk": Effect(_full_disk, needs_disk=True),
-    "read-only disk": Effect(_read_only_disk, needs_disk=True),
+    "full disk": Effect(_full_disk, needs="disk"),
+    "read-only disk": Effect(_read_only_disk, needs="disk"),
     "few descriptors for the server": Effect(_few_descriptors("server"), may_lose=True),
     "few descriptors for a worker": Effect(_few_descriptors("worker")),
-    "corrupt store": Effect(_corrupt_store, needs_disk=True, sleeps=True),
+    "corrupt store": Effect(_corrupt_store, needs="disk", sleeps=True),
     "clock jump": Effect(_jump),
+    "dropped packets": Effect(_drop_packets, needs="network"),
+    "slow packets": Effect(_slow_packets, needs="network"),
+    "half-open connections": Effect(_half_open, needs="network"),
+    "reset connections": Effect(_reset_connections, may_lose=True, needs="network"),
 }

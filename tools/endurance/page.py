@@ -94,11 +94,12 @@ def _growth(run: Mapping[str, Any]) -> str:
 def _chaos(run: Mapping[str, Any]) -> str:
     seconds: dict[str, list[float]] = defaultdict(list)
     outcomes: Counter[str] = Counter()
-    num_left_out = 0
+    left_out: Counter[str] = Counter()
     for one in run["runs"]:
         outcomes.update(one["outcomes"])
         for fault in one["faults"]:
-            num_left_out += fault.get("left_out", False)
+            if "lacks" in fault:
+                left_out[fault["lacks"]] += 1
             if fault["recovered_s"] is not None:
                 seconds[fault["name"]].append(fault["recovered_s"])
     seeds = [one["seed"] for one in run["runs"]]
@@ -120,8 +121,8 @@ def _chaos(run: Mapping[str, Any]) -> str:
         ),
         f"What {outcomes.total()} requests under faults got: {told}.",
     ]
-    if num_left_out:
-        parts.append(f"Left out, because no disk can be mounted here: {num_left_out} faults.")
+    for part, count in left_out.items():
+        parts.append(f"Left out, because no {part} of our own can be had here: {count} faults.")
     for one in run["runs"]:
         parts += [f"- seed {one['seed']}: {problem}" for problem in one["problems"]]
     return "\n\n".join(parts)

@@ -26,6 +26,8 @@ class Format:
 
 GGUF_TYPES = ("Q8_0", "Q6_K", "Q4_K_M", "Q4_0", "Q3_K_M", "Q2_K")
 """The types that llama.cpp's `llama-quantize` makes from the original."""
+IMPORTANCE_TYPES = ("IQ4_XS", "IQ3_S", "IQ2_XS")
+"""The types that it makes with weights for the errors, which `llama-imatrix` finds in a text."""
 RESIDENT = ("BF16", "Q8_0", "Q4_K_M", "Q4_0")
 """The formats in the table of memory."""
 PLAIN = "bf16.gguf"
@@ -36,7 +38,7 @@ HQQ_BITS = (4, 3, 2)
 ORIGINAL = Format("BF16", PLAIN, "none")
 FORMATS = (
     ORIGINAL,
-    *(Format(name, f"{name.lower()}.gguf", "gguf") for name in GGUF_TYPES),
+    *(Format(name, f"{name.lower()}.gguf", "gguf") for name in (*GGUF_TYPES, *IMPORTANCE_TYPES)),
     Format("GPTQ, 4 bits", "gptq-4", "gptq"),
     Format("GPTQ, 3 bits", "gptq-3", "gptq"),
     Format("AWQ, 4 bits", "awq-4", "awq"),

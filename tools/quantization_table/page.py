@@ -27,7 +27,8 @@ SHARE_OF_4_BITS = 0.4
 """The share of the 16-bit file that weights in 4 bits should take."""
 WARNED = ("Q2_K", "GPTQ, 3 bits")
 SHOWN_LOSSES = (
-    *("Q8_0", "Q4_K_M", "Q4_0", "Q3_K_M", "Q2_K", "GPTQ, 4 bits", "GPTQ, 3 bits"),
+    *("Q8_0", "Q4_K_M", "Q4_0", "Q3_K_M", "Q2_K", "IQ4_XS", "IQ3_S", "IQ2_XS"),
+    *("GPTQ, 4 bits", "GPTQ, 3 bits", "AWQ, 4 bits"),
     *("`bnb-nf4`, at load", "HQQ, 4 bits", "HQQ, 3 bits", "HQQ, 2 bits"),
 )
 SHOWN_GROUPS = ("English", "German", "Russian", "Chinese", "Hindi", "Python")

@@ -6,7 +6,14 @@ import sys
 from pathlib import Path
 
 from engine.weights.source import resolve_source
-from tools.quantization_table.formats import FITTED, GGUF_TYPES, HQQ_BITS, PLAIN, Model
+from tools.quantization_table.formats import (
+    FITTED,
+    GGUF_TYPES,
+    HQQ_BITS,
+    IMPORTANCE_TYPES,
+    PLAIN,
+    Model,
+)
 
 CACHE = Path("~/.cache/tandem").expanduser()
 FOLDER = "hf"
@@ -20,9 +27,13 @@ def prepare(folder: Path, model: Model, llama: Path, gptq_python: str | None, te
         llama: where llama.cpp's programs are.
         gptq_python: a Python that has GPTQModel and hqq; without one, no GPTQ, AWQ and HQQ files
             are made.
-        text: GPTQ and AWQ are fitted to its second half; perplexity is measured on its beginning.
+        text: GPTQ, AWQ and IQ types are fitted to its second half; perplexity is measured on its
+            beginning.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    words = text.read_text()
+    calibration = folder / "calibration.txt"
+    calibration.write_text(words[words.index("\n", len(words) // 2) :])
     plain = model.path(folder, PLAIN)
     if not plain.exists():
         assert model.ref is not None, f"{plain} is missing"
@@ -34,13 +45,20 @@ def prepare(folder: Path, model: Model, llama: Path, gptq_python: str | None, te
         path = model.path(folder, f"{name.lower()}.gguf")
         if not path.exists():
             _quantize(llama, plain, path, name)
+    importance = model.path(folder, "importance.gguf")
+    if not importance.exists():
+        _weigh(llama, plain, importance, calibration)
+    for name in IMPORTANCE_TYPES:
+        path = model.path(folder, f"{name.lower()}.gguf")
+        if not path.exists():
+            _quantize(llama, plain, path, name, "--imatrix", str(importance))
     whole = model.path(folder, FOLDER)
     if not whole.exists():
         _write_folder(plain, whole)
     if gptq_python is not None:
         for bits in HQQ_BITS:
             _write_hqq(whole, model.path(folder, f"hqq-{bits}"), gptq_python, bits)
-        _fit(folder, model, gptq_python, text)
+        _fit(folder, model, gptq_python, calibration)
 
 
 def run_llama(folder: Path, program: str, *arguments: str) -> str:
@@ -62,10 +80,18 @@ def run_llama(folder: Path, program: str, *arguments: str) -> str:
     return done.stdout
 
 
-def _quantize(llama: Path, source: Path, path: Path, name: str) -> None:
+def _quantize(llama: Path, source: Path, path: Path, name: str, *options: str) -> None:
     print(f"{path.name} ...", flush=True)
     part = path.with_suffix(".part")
-    run_llama(llama, "llama-quantize", "--allow-requantize", str(source), str(part), name)
+    run_llama(llama, "llama-quantize", "--allow-requantize", *options, str(source), str(part), name)
+    part.rename(path)
+
+
+def _weigh(llama: Path, source: Path, path: Path, text: Path) -> None:
+    """Write how much each column of the matrices matters for the text."""
+    print(f"{path.name} ...", flush=True)
+    part = path.with_suffix(".part.gguf")
+    run_llama(llama, "llama-imatrix", "-m", str(source), "-f", str(text), "-o", str(part))
     part.rename(path)
 
 
@@ -96,10 +122,7 @@ def _write_hqq(source: Path, path: Path, python: str, bits: int) -> None:
     part.rename(path)
 
 
-def _fit(folder: Path, model: Model, python: str, text: Path) -> None:
-    words = text.read_text()
-    calibration = folder / "calibration.txt"
-    calibration.write_text(words[words.index("\n", len(words) // 2) :])
+def _fit(folder: Path, model: Model, python: str, calibration: Path) -> None:
     for ending, (method, bits) in FITTED.items():
         path = model.path(folder, ending)
         if path.exists():

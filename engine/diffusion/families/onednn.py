@@ -3,6 +3,7 @@
 import functools
 
 import torch
+import torch.nn.functional as F
 
 
 def can_multiply(x: torch.Tensor, weight: torch.Tensor) -> bool:
@@ -19,6 +20,12 @@ def multiply(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -
     """
     product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return product
+
+
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """`multiply`, or PyTorch's product where oneDNN cannot."""
+    by = multiply if can_multiply(x, weight) else F.linear
+    return by(x, weight, bias)
 
 
 @functools.cache

@@ -53,9 +53,7 @@ class RowProduct(nn.Linear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Multiply `[R, ..., in]` to `[R, ..., out]`."""
-        if onednn.can_multiply(x, self.weight):
-            return _product(x, self.weight, self.bias, self._packed)
-        return super().forward(x)
+        return _product(x, self.weight, self.bias, self._packed)
 
 
 class PointwiseConvolution(nn.Conv2d):
@@ -71,7 +69,7 @@ class PointwiseConvolution(nn.Conv2d):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Convolve `[R, C, h, w]` to `[R, C', h, w]`."""
-        if not onednn.can_multiply(x, self.weight):
+        if not (is_plain(x, self.weight) or onednn.can_multiply(x, self.weight)):
             return super().forward(x)
         # diffusers' transformers give their last layer another memory layout.
         x = x.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
@@ -148,11 +146,14 @@ def _product(
     bias: torch.Tensor | None,
     packed: PackedWeight | None,
 ) -> torch.Tensor:
-    if packed is not None and is_plain(x, weight):
+    if not is_plain(x, weight):
+        return onednn.linear(x, weight, bias)
+    if packed is not None:
         rows = x.reshape(-1, x.shape[-1])
         return linear_packed(rows, packed, bias).view(*x.shape[:-1], packed.out_features)
-    at_once = 1 if x.ndim > 1 and is_plain(x, weight) else len(x)
-    return row_by_row(lambda rows: onednn.multiply(rows, weight, bias), x, at_once=at_once)
+    if x.ndim == 1:
+        return onednn.linear(x, weight, bias)
+    return row_by_row(lambda row: onednn.linear(row, weight, bias), x)
 
 
 def _is_pointwise(layer: nn.Conv2d) -> bool:

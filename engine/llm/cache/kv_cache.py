@@ -116,6 +116,12 @@ class BlockPool:
         else:
             self._free.append(block_id)
 
+    def forget_cached(self) -> None:
+        """Let no other text find what is cached now, its recurrent states included."""
+        self._free += self.cache.clear()
+        if self.recurrent is not None:
+            self.recurrent.forget_cached()
+
     def is_shared(self, block_id: int) -> bool:
         """Whether more than one table holds the block. A pending copy does not count: it reads the
         block before any write."""

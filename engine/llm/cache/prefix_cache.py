@@ -73,9 +73,12 @@ class PrefixCache:
         """The block by layer group and hash."""
         self._key_of: dict[int, tuple[int, bytes]] = {}
         self._idle: OrderedDict[int, None] = OrderedDict()
+        self._disowned: set[int] = set()
+        """Held blocks that `clear` took out of the index. They stay cached, since their owners
+        must not write to them."""
 
     def __contains__(self, block_id: int) -> bool:
-        return block_id in self._key_of
+        return block_id in self._key_of or block_id in self._disowned
 
     @property
     def idle(self) -> Iterable[int]:
@@ -102,13 +105,27 @@ class PrefixCache:
         key = group, block_hash
         if self._block_of.setdefault(key, block_id) == block_id:
             self._key_of[block_id] = key
+            self._disowned.discard(block_id)
 
     def forget(self, block_id: int) -> None:
         """Take a held block out of the index, if it is there, because it is about to be written."""
+        self._disowned.discard(block_id)
         key = self._key_of.pop(block_id, None)
         if key is not None:
             del self._block_of[key]
             self._pins.pop(block_id, None)
+
+    def clear(self) -> list[int]:
+        """Let no text find what is cached now.
+
+        Returns:
+            The blocks that nobody holds; they are free now.
+        """
+        freed = list(self._idle)
+        self._disowned |= self._key_of.keys() - self._idle.keys()
+        for index in (self._block_of, self._key_of, self._pins, self._idle):
+            index.clear()
+        return freed
 
     def pin(self, hashes: Iterable[bytes], num_groups: int, client: str, seconds: float) -> None:
         """Pin the blocks of a text that are cached, as many as the client may."""
@@ -134,8 +151,12 @@ class PrefixCache:
         """Make a cached block idle: it has lost its last owner.
 
         Returns:
-            Blocks that were evicted because too many are idle; they are free now.
+            Blocks that are free now: those that were evicted because too many are idle, or the
+            block itself if no text can find it any more.
         """
+        if block_id in self._disowned:
+            self.forget(block_id)
+            return [block_id]
         self._idle[block_id] = None
         return [self.evict() for _ in range(len(self._idle) - self._max_idle)]
 
@@ -172,6 +193,10 @@ class PrefixCache:
             raise InvariantViolation("the prefix cache's two indexes disagree")
         if not self._idle.keys() <= self._key_of.keys():
             raise InvariantViolation("an idle block is not in the prefix cache's index")
+        if self._disowned & self._key_of.keys():
+            raise InvariantViolation(
+                "a block was taken out of the prefix cache and is in its index"
+            )
         if not self._pins.keys() <= self._key_of.keys():
             raise InvariantViolation("a pinned block is not in the prefix cache's index")
         if len(self._idle) > self._max_idle:

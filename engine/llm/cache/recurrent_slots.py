@@ -78,6 +78,10 @@ class RecurrentPool:
         """Let other texts find the state after the block of that hash."""
         self._slots.cache.register(slot, block_hash)
 
+    def forget_cached(self) -> None:
+        """Let no other text find what is kept now."""
+        self._slots.forget_cached()
+
     def check_invariants(self, states: Iterable["RecurrentState"]) -> None:
         """Recount slowly, between two steps.
 

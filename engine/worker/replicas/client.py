@@ -168,6 +168,11 @@ class ReplicatedEngineClient(EngineClient):
         for name in self._workers_of(model):
             self._workers.keep_alive(name, seconds)
 
+    def reset_prefix_cache(self, model: str) -> None:
+        for name in self._workers_of(model):
+            self._workers.reset_prefix_cache(name)
+            self._note_lost(name)
+
     def load_adapter(self, model: str, order: AdapterOrder) -> asyncio.Future[AdapterReport]:
         own = self._set(model)
         if len(own.workers) == 1:

@@ -159,7 +159,7 @@ class ReplicaSet:
         return 0 if self._router is None else self._router.num_running(worker)
 
     def lose(self, worker: str) -> None:
-        """Note that a worker has ended."""
+        """Note that a worker has lost its cache, perhaps because it has ended."""
         if self._router is not None:
             self._router.lose(worker)
 

@@ -148,7 +148,7 @@ class Router:
         replica.prefixes.release(running.hold, is_computed=running.has_begun)
 
     def lose(self, name: str) -> None:
-        """Note that a replica's process has ended, and its cache with it."""
+        """Note that a replica has lost its cache, perhaps because its process has ended."""
         replica = self._replicas[name]
         replica.prefixes.forget()
         replica.adapters.clear()

@@ -276,7 +276,7 @@ def _start(wheels: Any) -> "subprocess.Popen[bytes]":
 @pytest.mark.slow
 def test_two_processes_fetch_once(tiny_wheel):
     processes = [_start(tiny_wheel) for _ in range(2)]
-    outputs = [process.communicate(timeout=60)[0].decode().strip() for process in processes]
+    outputs = [process.communicate(timeout=300)[0].decode().strip() for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     assert [Path(output).read_bytes() == tiny_wheel.content for output in outputs] == [True, True]
     assert len(tiny_wheel.index.asked("GET", tiny_wheel.wheel_name)) == 1
@@ -312,7 +312,7 @@ def _pip_children(cache_dir: Path) -> list[int]:
     return found
 
 
-def _wait_for(condition: Callable[[], object], timeout_s: float = 20.0) -> None:
+def _wait_for(condition: Callable[[], object], timeout_s: float = 60.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "waited too long"

@@ -200,7 +200,7 @@ async def test_one_completion_ends_and_the_others_go_on(in_process):
 async def test_stopping_lets_running_requests_finish_and_refuses_new_ones(start):
     client = await start("m=x")
     stream = client.submit(request([4, 7]))
-    stopping = asyncio.create_task(client.stop(5))
+    stopping = asyncio.create_task(client.stop(60))
     await asyncio.sleep(0.05)
     with pytest.raises(Draining):
         client.submit(request([1], "late"))

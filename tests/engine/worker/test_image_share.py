@@ -1,14 +1,15 @@
 """Image work leaves time to text: who is told what, and how a throttled loop keeps time."""
 
-import time
+from types import SimpleNamespace
 
 import pytest
 
 from engine.contract.draw import ImageStats
 from engine.runtime.threads import ComputeThreads
-from engine.worker import messages
+from engine.worker import loop, messages
 from engine.worker.image_share import ImageShare
 from engine.worker.loop import Loop
+from tests.helpers.clock import Clock
 
 THREADS = ComputeThreads(1, None, lambda threads: None)
 
@@ -30,18 +31,26 @@ def test_the_bound_comes_with_the_first_busy_text_model_and_goes_with_the_last()
     assert share.bound is None
 
 
-class Link:
-    """Messages by the time at which they arrive, in seconds from the start."""
+@pytest.fixture
+def clock(monkeypatch):
+    """The loop's. Only waiting for messages and steps take time."""
+    clock = Clock(0.0)
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=clock, perf_counter=clock))
+    return clock
 
-    def __init__(self, *inbox):
-        self.started_s = time.monotonic()
+
+class Link:
+    """Messages by the time at which they arrive."""
+
+    def __init__(self, clock, *inbox):
+        self.clock = clock
         self.inbox = list(inbox)
         self.sent = []
 
     def has_message(self, wait_s=0.0):
-        at_s = self.started_s + (self.inbox[0][0] if self.inbox else 1e9)
-        time.sleep(max(0.0, min(wait_s, at_s - time.monotonic())))
-        return time.monotonic() >= at_s
+        at_s = self.inbox[0][0]
+        self.clock.now_s += max(0.0, min(wait_s, at_s - self.clock.now_s))
+        return self.clock.now_s >= at_s
 
     def receive(self):
         return self.inbox.pop(0)[1]
@@ -53,14 +62,15 @@ class Link:
 class Engine:
     """Endless work in steps of 10 ms."""
 
-    def __init__(self):
+    def __init__(self, clock):
+        self.clock = clock
         self.steps, self.aborted_after = 0, None
 
     def has_work(self):
         return True
 
     def step(self):
-        time.sleep(0.01)
+        self.clock.now_s += 0.01
         self.steps += 1
         return [], self.stats()
 
@@ -71,19 +81,20 @@ class Engine:
         self.aborted_after = self.steps
 
 
-@pytest.mark.parametrize(("share", "most"), [(0.1, 8), (0.5, 36), (None, 70)])
-def test_a_throttled_loop_works_its_share_of_the_time(share, most):
-    engine = Engine()
-    link = Link((0.0, messages.Throttle(share)), (0.6, messages.Shutdown()))
+@pytest.mark.parametrize("share", [0.1, 0.5, None])
+def test_a_throttled_loop_works_its_share_of_the_time(clock, share):
+    engine = Engine(clock)
+    link = Link(clock, (0.0, messages.Throttle(share)), (6.0, messages.Shutdown()))
     Loop(engine, link, THREADS).run()
-    assert 1 <= engine.steps <= most
-    if share == 0.1:
-        assert link.sent[-1].read()[1].throttle_time_s > 0.2
+    assert engine.steps == pytest.approx(600 * (share or 1.0), abs=1)
+    throttled_s = link.sent[-1].read()[1].throttle_time_s
+    assert throttled_s == pytest.approx(6.0 * (1.0 - (share or 1.0)), abs=0.1)
 
 
-def test_a_message_ends_the_pause():
-    engine = Engine()
+def test_a_message_ends_the_pause(clock):
+    engine = Engine(clock)
     link = Link(
+        clock,
         (0.0, messages.Throttle(0.01)),
         (0.1, messages.Abort("r")),
         (0.2, messages.Throttle(None)),

@@ -109,6 +109,16 @@ def serve(server):
     return serve
 
 
+def test_an_engine_forgets_what_is_cached_before_later_requests(serve):
+    done = []
+    serve.engine.add = lambda request: done.append(request.request_id)
+    serve.engine.reset_prefix_cache = lambda: done.append("reset")
+    serve.engine.has_work = lambda: serve.engine.is_complete and bool(done)
+    reset = messages.ResetPrefixCache()
+    serve(messages.Submit.of(request("a")), reset, messages.Submit.of(request("b")))
+    assert done == ["a", "reset", "b"]
+
+
 def test_an_engine_without_work_prepares_until_it_has_nothing_to_prepare(serve, monkeypatch):
     monkeypatch.setattr(loop, "_IDLE_S", 0.0)
     engine, left = serve.engine, [False, True, True]

@@ -125,7 +125,7 @@ def test_a_server_that_was_stopped_itself_ends_no_worker(tmp_path):
         server.send_signal(signal.SIGSTOP)
         time.sleep(3)
         server.send_signal(signal.SIGCONT)
-        output, _ = server.communicate("go on\n", timeout=30)
+        output, _ = server.communicate("go on\n", timeout=120)
     finally:
         server.kill()
         server.wait()

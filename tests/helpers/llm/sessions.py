@@ -199,6 +199,7 @@ class Session:
         stems = [[rng.randrange(PLACEHOLDER) for _ in range(60)] for _ in range(2)]
         pressure = rng.choice([0.2, 0.6, 1.0])
         abort_rate = rng.choice([0.0, 0.0, 0.05, 0.3])
+        reset_rate = rng.choice([0.0, 0.0, 0.1])
         to_come = [
             random_request(rng, f"r{i}", stems, self.config, self.windows, self.pictures)
             for i in range(14)
@@ -211,12 +212,21 @@ class Session:
                 self.added[request.request_id] = request
                 self.scheduler.add(request)
             self.maybe_abort(abort_rate)
+            if rng.random() < reset_rate:
+                self.seen["held blocks that nobody finds"] += self.forget_cached()
             if self.has_work():
                 self.step(abort_rate)
         self.check_end()
 
     def has_work(self) -> bool:
         return self.scheduler.has_work()
+
+    def forget_cached(self) -> int:
+        """Empty the prefix cache. Returns the number of blocks that held texts keep."""
+        pool = self.scheduler.pool
+        pool.forget_cached()
+        assert not list(pool.cache.idle)
+        return sum(block_id in pool.cache for block_id in range(pool.num_blocks))
 
     def step(self, abort_rate: float) -> None:
         rng = self.rng
@@ -457,6 +467,7 @@ EVERYTHING = {
     "preemptions",
     "copies",
     "cached tokens",
+    "held blocks that nobody finds",
     "encoded parts",
     "advanced slices",
     "aborted",

@@ -77,6 +77,7 @@ class FakeEngine(EngineClient):
         config_of_server: the configuration of models without settings of their own.
         specs: what was loaded on demand, by name.
         adapter_orders: the adapters that were loaded on demand.
+        resets: the models whose prefix caches were reset.
         kept_alive: the idle seconds that requests have set, by model.
         load_error: what becomes of loads and wakes.
         make_info: the info of a model that is loaded.
@@ -117,6 +118,7 @@ class FakeEngine(EngineClient):
         self.config_of_server = EngineConfig()
         self.specs: dict[str, ModelSpec] = {}
         self.adapter_orders: list[AdapterOrder] = []
+        self.resets: list[str] = []
         self.kept_alive: dict[str, float | None] = {}
         self.load_error: EngineError | None = None
         self.make_info: Callable[[ModelSpec], Info] = _info_of
@@ -214,6 +216,9 @@ class FakeEngine(EngineClient):
 
     def keep_alive(self, model: str, seconds: float | None) -> None:
         self.kept_alive[model] = seconds
+
+    def reset_prefix_cache(self, model: str) -> None:
+        self.resets.append(model)
 
     def load_adapter(self, model: str, order: AdapterOrder) -> "asyncio.Future[AdapterReport]":
         info = self.served[model]

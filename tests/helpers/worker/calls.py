@@ -32,7 +32,7 @@ def pid_of(client, model):
     return process_of(client, model).pid
 
 
-async def until(condition, timeout_s=15.0):
+async def until(condition, timeout_s=60.0):
     async with asyncio.timeout(timeout_s):
         while not condition():  # noqa: ASYNC110  (the state belongs to another task)
             await asyncio.sleep(0.01)

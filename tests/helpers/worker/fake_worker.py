@@ -39,7 +39,7 @@ def main() -> int:
     end_with_the_server(spec.address)
     send_pulses(Pulse(), spec.pulse_fd, period_s=0.05)
     if spec.ref == "mute":
-        time.sleep(60)
+        time.sleep(600)
     link = Link(spec.address)
     marked = spec.ref.partition("once-")[2]
     if spec.ref == "broken" or os.path.exists(marked):
@@ -116,7 +116,7 @@ def main() -> int:
                     link.send(messages.Step.of([event(request, [2])], EngineStats()))
                     os.kill(os.getpid(), signal.SIGKILL)
                 if kind == 5:
-                    child = subprocess.Popen(["sleep", "60"])
+                    child = subprocess.Popen(["sleep", "600"])
                     end = event(request, [child.pid], FinishReason.STOP)
                     link.send(messages.Step.of([end], EngineStats()))
                     continue

@@ -59,6 +59,9 @@ class InProcessEngineClient(EngineClient):
     def unload(self, model: str, drain_timeout_s: float) -> asyncio.Task[None]:
         raise UnsupportedFeature("this engine has the one model that it was made with")
 
+    def reset_prefix_cache(self, model: str) -> None:
+        raise UnsupportedFeature("this engine is stepped in another thread")
+
     def load_adapter(self, model: str, order: AdapterOrder) -> asyncio.Future[AdapterReport]:
         raise UnsupportedFeature("this engine has the adapters that it was made with")
 

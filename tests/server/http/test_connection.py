@@ -52,7 +52,7 @@ class Site:
         for piece in pieces:
             writer.write(piece)
             await asyncio.sleep(0.01)
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(60):
             answer = await read_all(reader)
         writer.close()
         return answer
@@ -241,7 +241,7 @@ async def test_a_client_that_leaves_a_pipeline_cancels_what_runs(site: Site) -> 
     writer.write(post(body) + get())
     await until(lambda: len(site.text.engine.live) == 1)
     writer.close()
-    await until(lambda: len(site.text.engine.aborted) == 1, 1.0)
+    await until(lambda: len(site.text.engine.aborted) == 1)
 
 
 # Too slow.
@@ -257,7 +257,7 @@ async def test_slow_senders_are_answered_408_and_silent_ones_closed(
             reader, writer = await site.connect()
             answer = asyncio.create_task(read_all(reader))
             writer.write(start)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while not answer.done():
                     writer.write(piece)
                     await asyncio.wait({answer}, timeout=0.2)

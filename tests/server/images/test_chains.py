@@ -245,7 +245,9 @@ async def test_a_cancel_ends_the_stage_that_runs(
     route = random.choice(["/v1/requests", "/v1/images"])
     await server.client.delete(f"{route}/{live['id']}")
     response = await task
-    assert response.status_code == (200 if stream else 499)
+    # A stream's head waits a moment for the first event, so that an early error has its status.
+    early = {499} if not stage or not stream else set()
+    assert response.status_code in early | ({200} if stream else set())
     assert "cancelled" in response.text
     assert set(running) <= set(server.engine.aborted)
     counted = {"draw": "image_images", "enlarge": "upscale_images", "matte": "matting_images"}

@@ -253,7 +253,7 @@ async def test_a_client_that_leaves_ends_its_texts_at_once(
         assert len((await client.get("/v1/requests")).json()["data"]) == 1
         await asyncio.sleep(0.03)
         task.cancel()
-        await until(lambda: not engine.live, timeout_s=3)
+        await until(lambda: not engine.live)
         assert {request.request_id for request in engine.requests} == set(engine.aborted)
         await until(server.is_idle)
         assert len(state.responses) == 0

@@ -29,14 +29,21 @@ def listener():
 
 async def announce(engine, listener, *phases, **settings):
     """Run an announcer while the model goes through phases; gives log lines and what was told."""
-    told = []
+    told, looks, statuses = [], asyncio.Event(), engine.statuses
+
+    def looked():
+        looks.set()
+        return statuses()
+
+    engine.statuses = looked
     announcer = Announcer(Settings(**settings), engine, listener, told.append)
     with structlog.testing.capture_logs() as lines:
         task = asyncio.create_task(announcer.run())
         for change in phases:
-            await asyncio.sleep(0.12)
+            looks.clear()
+            await looks.wait()
             engine.set_status("fake", **change)
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(60):
             await task
     return lines, told
 

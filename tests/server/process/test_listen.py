@@ -30,7 +30,7 @@ def test_a_free_port_and_its_address(listen):
     host, port = listener.socket.getsockname()
     assert host == "127.0.0.1"
     assert listener.url == f"http://127.0.0.1:{port}"
-    clients = [socket.create_connection((host, port), timeout=5) for _ in range(16)]
+    clients = [socket.create_connection((host, port), timeout=60) for _ in range(16)]
     for client in clients:  # they wait in the backlog before anybody accepts
         client.close()
 
@@ -38,7 +38,7 @@ def test_a_free_port_and_its_address(listen):
 def test_a_server_that_is_started_again_gets_its_port_at_once(listen):
     first = listen(port=0)
     address = first.socket.getsockname()
-    with socket.create_connection(address, timeout=5):
+    with socket.create_connection(address, timeout=60):
         accepted, _ = first.socket.accept()
         accepted.close()  # the system keeps the address of who closes first for a minute
     first.close()
@@ -48,7 +48,7 @@ def test_a_server_that_is_started_again_gets_its_port_at_once(listen):
 @pytest.mark.skipif(not hasattr(socket, "TCP_NOTSENT_LOWAT"), reason="the system has no such limit")
 def test_little_is_kept_for_a_reader_that_has_stopped(listen):
     listener = listen(port=0)
-    with socket.create_connection(listener.socket.getsockname(), timeout=5):
+    with socket.create_connection(listener.socket.getsockname(), timeout=60):
         accepted, _ = listener.socket.accept()
         with accepted:
             kept = accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT)

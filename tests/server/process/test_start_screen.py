@@ -45,10 +45,9 @@ class Slow(FakeEngine):
 
     async def go_on(self):
         self.set_status("b", Phase.LOADING, progress=0.5)
-        await asyncio.sleep(0.3)
+        await asyncio.to_thread(sys.stdin.readline)
         structlog.get_logger("server.x").warning("mind the gap")
         structlog.get_logger("server.x").info("nobody needs this")
-        await asyncio.sleep(0.3)
         self.set_status("a", {end})
         self.set_status("b", {end})
 
@@ -119,9 +118,16 @@ def test_what_workers_write_comes_out_by_lines(capsys: pytest.CaptureFixture[str
 
 
 def run_in_terminal(
-    end: str = "Phase.READY", env: dict[str, str] | None = None, **given: str
+    end: str = "Phase.READY",
+    env: dict[str, str] | None = None,
+    loading: str = "━━━",
+    **given: str,
 ) -> tuple[int, str]:
-    """Exit code and all that was shown of a server that is interrupted once it is ready."""
+    """Exit code and all that was shown of a server that is interrupted once it is ready.
+
+    Args:
+        loading: what it shows while it loads; it goes on once this is seen.
+    """
     here = str(Path(__file__).parents[3])
     code = CHILD.format(here=here, end=end, given={"port": "0", **given})
     main, side = pty.openpty()
@@ -129,24 +135,28 @@ def run_in_terminal(
     variables = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "COLUMNS")}
     process = subprocess.Popen(
         [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
         stdout=side,
         stderr=side,
         env=variables | {"TERM": "xterm-256color"} | (env or {}),
     )
     os.close(side)
-    shown, deadline_s, interrupted = "", time.monotonic() + 60, False
+    assert process.stdin is not None
+    shown, deadline_s, interrupted = "", time.monotonic() + 120, False
     while time.monotonic() < deadline_s:
         try:
             data = os.read(main, 65536)
         except OSError:  # the other side is closed
             break
         shown += data.decode(errors="replace")
+        if loading in shown:
+            process.stdin.close()
         # Once only: a second interrupt is the impatient user's, who does not wait for the end.
         if not interrupted and any(word in shown for word in ("Ready. Try", '"ready"', "try_with")):
             process.send_signal(signal.SIGINT)
             interrupted = True
     os.close(main)
-    return process.wait(30), shown
+    return process.wait(60), shown
 
 
 @pytest.mark.e2e
@@ -193,7 +203,7 @@ def test_no_color_is_heeded() -> None:
 @pytest.mark.e2e
 @pytest.mark.parametrize("given", [{"log_format": "json"}, {"log_format": "console"}])
 def test_those_who_ask_for_a_format_get_log_lines(given: dict[str, str]) -> None:
-    _, shown = run_in_terminal(**given)
+    _, shown = run_in_terminal(loading="model loading", **given)
     assert "model loading" in shown
     assert "━━━" not in shown
 

@@ -396,14 +396,14 @@ async def test_a_failure_after_the_first_byte_is_an_event(server: TextServer) ->
 
 async def test_the_engines_death_ends_every_request(server: TextServer) -> None:
     server.say("a" * 200)
-    server.engine.delay_s = 0.002
+    server.engine.delay_s = 0.01
     tasks = [
         asyncio.create_task(server.chat(stream=stream, max_tokens=200, n=n))
         for stream in (False, True)
         for n in (1, 2)
     ]
     await until(lambda: len(server.engine.live) == 4)
-    await asyncio.sleep(0.02)
+    await until(lambda: (made := server.engine.stats(MODEL)) is not None and made.num_steps > 20)
     server.engine.die()
     whole, whole_2, streamed, streamed_2 = await asyncio.gather(*tasks)
     for response in (whole, whole_2):
@@ -418,8 +418,7 @@ async def test_the_engines_death_ends_every_request(server: TextServer) -> None:
 
 
 async def test_a_hundred_clients_leave_at_once(server: TextServer) -> None:
-    server.say("a" * 200)
-    server.engine.delay_s = 0.02
+    server.engine.hold()  # no answer ends by itself
     limits = httpx.Limits(max_connections=200)
     async with server.listening() as url, httpx.AsyncClient(base_url=url, limits=limits) as client:
         body = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 200}
@@ -427,11 +426,11 @@ async def test_a_hundred_clients_leave_at_once(server: TextServer) -> None:
             asyncio.create_task(client.post(PATH, json=body | {"stream": i % 2 == 0}))
             for i in range(100)
         ]
-        await until(lambda: len(server.engine.live) == 100, timeout_s=10)
+        await until(lambda: len(server.engine.live) == 100)
         for task in tasks:
             task.cancel()
-        await until(lambda: not server.engine.live, timeout_s=4)
-        server.engine.delay_s = 0
+        await until(lambda: not server.engine.live)
+        server.engine.release()
         assert (await client.post(PATH, json=body | {"max_tokens": 1})).status_code == 200
 
 

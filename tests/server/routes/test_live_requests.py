@@ -130,7 +130,7 @@ async def test_what_was_written_before_it_is_counted(server: TextServer) -> None
     await task
     await server.complete(max_tokens=1)
     page = (await server.client.get("/metrics")).text
-    ended = [line for line in page.splitlines() if "request_success_total{" in line]
+    ended = [line for line in page.splitlines() if "tandem_request_success_total{" in line]
     assert sum(float(line.rsplit(" ", 1)[1]) for line in ended) == 2, ended
 
 

@@ -177,7 +177,7 @@ async def test_the_time_for_that_can_be_given(start: Start) -> None:
     server.engine.hold()
     asking = asyncio.create_task(server.chat(model="small", max_tokens=4))
     await until(lambda: bool(server.engine.live))
-    answer_of(await asyncio.wait_for(unload(server, drain_timeout_s=0.05), 5))
+    answer_of(await asyncio.wait_for(unload(server, drain_timeout_s=0.05), 60))
     error_of(await asking, 503)
 
 

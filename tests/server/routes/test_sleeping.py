@@ -3,14 +3,17 @@
 import asyncio
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from engine.contract.status import Phase
 from engine.errors import ModelNotReady
-from tests.helpers.server.fake_server import answer_of, error_of
+from server.routes import sleeping
+from tests.helpers.server.fake_server import answer_of, error_of, until
 from tests.helpers.server.text_server import MODEL, TextServer, text_info
 
 Start = Callable[..., TextServer]
@@ -92,7 +95,11 @@ async def test_pinned_models_stay_awake(server: TextServer) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/sleep?model=x", "/wake_up?model=x", "/api/models/unload/x", "/models/pin"]
+    "path",
+    [
+        *("/sleep?model=x", "/wake_up?model=x", "/api/models/unload/x", "/models/pin"),
+        "/reset_prefix_cache?model=x",
+    ],
 )
 async def test_models_that_are_not_there(server: TextServer, path: str) -> None:
     body = {"model": "x", "pinned": True} if path == "/models/pin" else None
@@ -100,7 +107,9 @@ async def test_models_that_are_not_there(server: TextServer, path: str) -> None:
     assert response.status_code == 404 and "'x' is not served" in response.text
 
 
-@pytest.mark.parametrize("path", ["/sleep", "/wake_up", "/api/models/unload", "/models/pin"])
+@pytest.mark.parametrize(
+    "path", ["/sleep", "/wake_up", "/api/models/unload", "/models/pin", "/reset_prefix_cache"]
+)
 async def test_who_may_change_what_sleeps(start: Start, path: str) -> None:
     body = {"model": "other", "pinned": True}
     closed = start(enable_runtime_loading=False)
@@ -194,31 +203,41 @@ async def test_ollama_preloads_unloads_and_lists(server: TextServer) -> None:
     assert (answer["done_reason"], server.engine.kept_alive) == ("unload", {"other": 0})
 
 
-async def test_the_events_of_llama_server(server: TextServer) -> None:
-    async def follow() -> list[dict[str, Any]]:
-        found = []
-        async with server.client.stream("GET", "/models/sse") as response:
+async def test_the_events_of_llama_server(
+    server: TextServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sleeping, "_POLL_S", 0.01)
+    found: list[dict[str, Any]] = []
+
+    async def follow(client: httpx.AsyncClient) -> None:
+        async with client.stream("GET", "/models/sse") as response:
             async for line in response.aiter_lines():
                 if line.startswith("data: "):
                     found.append(json.loads(line.removeprefix("data: ")))
-        return found
 
-    following = asyncio.create_task(follow())
-    for phase, more in [
-        (Phase.SLEEPING, {}),
-        (Phase.DOWNLOADING, {"progress": 0.25, "waking": True}),
-        (Phase.LOADING, {"progress": 0.5, "waking": True}),
-        (Phase.READY, {}),
-    ]:
-        await asyncio.sleep(0.3)
-        server.engine.set_status("other", phase, **more)
-    await asyncio.sleep(0.3)
-    server.engine.forget("other")
-    await asyncio.sleep(0.3)
-    server.state.lifecycle.begin_drain()
-    events = await following
-    assert events[0] == {"model": MODEL, "event": "model_status", "data": {"status": "loaded"}}
-    assert [(one["event"], one["data"]) for one in events if one["model"] == "other"] == [
+    def of_other() -> list[dict[str, Any]]:
+        return [one for one in found if one["model"] == "other"]
+
+    async def change(change: Callable[[], None]) -> None:
+        number = len(of_other())
+        change()
+        await until(lambda: len(of_other()) > number)
+
+    async with server.listening() as url, httpx.AsyncClient(base_url=url, timeout=60) as client:
+        following = asyncio.create_task(follow(client))
+        await until(lambda: bool(of_other()))
+        for phase, more in [
+            (Phase.SLEEPING, {}),
+            (Phase.DOWNLOADING, {"progress": 0.25, "waking": True}),
+            (Phase.LOADING, {"progress": 0.5, "waking": True}),
+            (Phase.READY, {}),
+        ]:
+            await change(partial(server.engine.set_status, "other", phase, **more))
+        await change(partial(server.engine.forget, "other"))
+        server.state.lifecycle.begin_drain()
+        await following
+    assert found[0] == {"model": MODEL, "event": "model_status", "data": {"status": "loaded"}}
+    assert [(one["event"], one["data"]) for one in of_other()] == [
         ("model_status", {"status": "loaded"}),
         ("model_status", {"status": "sleeping"}),
         (

@@ -3,7 +3,7 @@
 import asyncio
 import random
 import threading
-import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -237,44 +237,50 @@ async def test_a_text_cut_at_its_end_against_the_library(
     text_side.close()
 
 
-@pytest.fixture
-def slow_parts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Each part of a long text takes a moment; filled with them."""
-    begun: list[str] = []
-    lock = threading.Lock()
+class Parts(list[str]):
+    """The parts of long texts whose encoding has begun; it takes until `go_on` is set."""
 
-    def encode_slowly(self: LongText, part: str) -> list[int]:
-        with lock:
-            begun.append(part[:12])
-        time.sleep(0.05)
+    def __init__(self) -> None:
+        super().__init__()
+        self.go_on = threading.Event()
+        self._lock = threading.Lock()
+
+    def encode(self, part: str) -> list[int]:
+        with self._lock:
+            self.append(part[:12])
+        assert self.go_on.wait(60)
         return [5] * 100
 
-    monkeypatch.setattr(LongText, "encode", encode_slowly)
-    return begun
+
+@pytest.fixture
+def parts(monkeypatch: pytest.MonkeyPatch) -> Iterator[Parts]:
+    parts = Parts()
+    monkeypatch.setattr(LongText, "encode", lambda self, part: parts.encode(part))
+    yield parts
+    parts.go_on.set()
 
 
-async def test_a_small_chat_beside_eight_long_prompts(
-    tokenizer_folder: Path, slow_parts: list[str]
-) -> None:
+async def test_a_small_chat_beside_eight_long_prompts(tokenizer_folder: Path, parts: Parts) -> None:
     server = large_server(tokenizer_folder)
     assert (await server.chat(max_tokens=1)).status_code == 200
     long = [
         asyncio.create_task(server.complete(prompt=f"prompt{i} " + LONG, max_tokens=1))
         for i in range(8)
     ]
-    await until(lambda: len(slow_parts) > 1)
+    await until(lambda: len(parts) > 0 and server.state.encoding_pool._num_texts == 8)
     assert (await server.chat(max_tokens=1)).status_code == 200
     assert not any(task.done() for task in long)
+    parts.go_on.set()
     assert [task.status_code for task in await asyncio.gather(*long)] == [200] * 8
     # They take turns: each has had a part before any has had its last.
-    assert len(set(slow_parts[:16])) > 8
+    assert len(set(parts[:16])) > 8
 
 
-async def test_more_long_texts_than_may_wait(tokenizer_folder: Path, slow_parts: list[str]) -> None:
+async def test_more_long_texts_than_may_wait(tokenizer_folder: Path, parts: Parts) -> None:
     server = large_server(tokenizer_folder, max_queued_encodings=2)
     await server.chat(max_tokens=1)
     long = [asyncio.create_task(server.complete(prompt=LONG, max_tokens=1)) for _ in range(2)]
-    await until(lambda: len(slow_parts) > 0)
+    await until(lambda: len(parts) > 0)
     for path, body in (
         ("/v1/completions", {"prompt": LONG}),
         ("/tokenize", {"prompt": LONG}),
@@ -286,32 +292,34 @@ async def test_more_long_texts_than_may_wait(tokenizer_folder: Path, slow_parts:
         assert int(response.headers["retry-after"]) > 0
         assert "long texts are being tokenised" in response.json()["error"]["message"]
     assert (await server.chat(max_tokens=1)).status_code == 200
+    parts.go_on.set()
     assert [task.status_code for task in await asyncio.gather(*long)] == [200] * 2
     assert (await server.complete(prompt=LONG, max_tokens=1)).status_code == 200
 
 
 async def test_a_client_that_leaves_takes_its_text_along(
-    tokenizer_folder: Path, slow_parts: list[str]
+    tokenizer_folder: Path, parts: Parts
 ) -> None:
     server = large_server(tokenizer_folder)
-    async with server.listening() as url, httpx.AsyncClient(base_url=url) as client:
+    async with server.listening() as url, httpx.AsyncClient(base_url=url, timeout=60) as client:
         bodies = (
-            ("/v1/completions", {"prompt": LONG * 4}),
-            ("/v1/chat/completions", {"messages": messages(LONG * 4)}),
-            ("/tokenize", {"prompt": LONG * 4}),
+            ("/v1/completions", {"prompt": LONG}),
+            ("/v1/chat/completions", {"messages": messages(LONG)}),
+            ("/tokenize", {"prompt": LONG}),
         )
         leaving = [
             asyncio.create_task(client.post(path, json=body | {"max_tokens": 1}))
             for path, body in bodies
         ]
-        await until(lambda: len(slow_parts) >= 6)
+        pool = server.state.encoding_pool
+        await until(lambda: len(parts) > 0 and pool._num_texts == 3)
         for task in leaving:
             task.cancel()
         await asyncio.gather(*leaving, return_exceptions=True)
-        await asyncio.sleep(0.3)
-        begun = len(slow_parts)
-        await asyncio.sleep(0.3)
-        assert len(slow_parts) == begun
-        assert begun < 30  # of 42
+        await until(lambda: pool._num_texts == 0)
+    begun = len(parts)
+    parts.go_on.set()
+    await asyncio.gather(*(pool.run(int) for _ in range(8)))  # behind all that was asked for
+    assert len(parts) == begun < 12
     await until(lambda: server.state.admission.num_in_flight() == 0)
     assert server.engine.requests == []

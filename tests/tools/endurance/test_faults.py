@@ -12,7 +12,7 @@ import pytest
 from tools.endurance.asking import Answer
 from tools.endurance.chaos import clock_library, is_explained
 from tools.endurance.disk import can_mount, mounted
-from tools.endurance.faults import EFFECTS, NUM_FAULTS, damage, draw_faults, move_clock
+from tools.endurance.faults import EFFECTS, NUM_FAULTS, Ground, damage, draw_faults, move_clock
 from tools.endurance.patience import PatientClock
 
 
@@ -37,12 +37,23 @@ def test_fifty_seeds_make_every_fault():
         ("kill a worker", Answer(None, 90, problem="no end in 90 s"), False),
         ("kill a worker", Answer(None, 1, problem="connection lost", is_lost=True), False),
         ("kill the server", Answer(None, 1, problem="connection lost", is_lost=True), True),
+        ("dropped packets", Answer(None, 1, problem="connection lost", is_lost=True), False),
+        ("reset connections", Answer(None, 1, problem="connection lost", is_lost=True), True),
+        ("reset connections", Answer(503, 1, code="engine_dead"), False),
         ("full disk", Answer(503, 1, code="engine_dead"), False),
         ("stop a worker briefly", Answer(200, 1, bits="other"), False),
     ],
 )
 def test_a_fault_explains_its_own_errors_and_no_others(fault, answer, is_right):
     assert is_explained(answer, EFFECTS[fault]) == is_right
+
+
+def test_a_fault_is_left_out_only_where_its_part_is_missing(tmp_path):
+    server, disk = object(), object()
+    ground = Ground(server, disk, None, tmp_path)
+    lacking = {name for name, effect in EFFECTS.items() if ground.lacks(effect.needs)}
+    packets = {"dropped packets", "slow packets", "half-open connections", "reset connections"}
+    assert lacking == packets
 
 
 def test_damage_changes_a_file_and_repeats(tmp_path):

@@ -155,6 +155,23 @@ def test_a_row_has_the_same_bits_alone_and_among_others(layer, shape):
             assert torch.equal(found(x[row : row + 1].clone()), together[row : row + 1])
 
 
+@pytest.mark.skipif(native.missing() is not None, reason="no C++ operations")
+@pytest.mark.parametrize("most_bytes", [-1, 1 << 20])
+@pytest.mark.parametrize("layer", [nn.Linear(48, 20), nn.Conv2d(48, 20, 1)])
+def test_rows_stay_apart_without_onednn(layer, most_bytes, monkeypatch):
+    monkeypatch.setattr(products, "MOST_BYTES", most_bytes)
+    monkeypatch.setattr(onednn, "can_multiply", lambda x, weight: False)
+    alone = []
+    linear = onednn.linear
+    monkeypatch.setattr(onednn, "linear", lambda x, *more: alone.append(len(x)) or linear(x, *more))
+    shape = (48, 3, 5) if isinstance(layer, nn.Conv2d) else (7, 48)
+    x = torch.randn(4, *shape)
+    found = simplified(layer.requires_grad_(False))
+    with torch.inference_mode():
+        torch.testing.assert_close(found(x), layer(x), rtol=1e-5, atol=1e-5)
+    assert alone == ([1] * 4 if most_bytes < 0 else [])
+
+
 def test_what_is_there_a_second_time():
     assert packed_bytes((512, 512)) == packed_bytes((512, 512, 1, 1)) == 1 << 20
     assert packed_bytes((512, 513)) == packed_bytes((8, 8, 3, 3)) == packed_bytes((8,)) == 0

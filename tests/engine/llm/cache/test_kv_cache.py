@@ -224,7 +224,7 @@ def test_random_tables_keep_their_contents() -> None:
         for _ in range(200):
             at = random.randrange(len(live))
             table, text = live[at]
-            action = random.choice(["write", "write", "write", "fork", "truncate", "clear"])
+            action = random.choice(["write"] * 3 + ["fork", "truncate", "clear", "forget"])
             if action == "write":
                 end = len(text) + random.randint(1, 2 * size)
                 free, needed = pool.num_free, table.blocks_to_reach(end)
@@ -249,6 +249,8 @@ def test_random_tables_keep_their_contents() -> None:
             elif action == "clear":
                 table.clear()
                 text.clear()
+            elif action == "forget":
+                pool.forget_cached()
             for table, text in live:
                 shown = [
                     slots[table.block_ids[i // size]][i % size] for i in range(table.num_tokens)

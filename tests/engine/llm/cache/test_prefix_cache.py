@@ -123,6 +123,23 @@ def test_idle_blocks_beyond_the_limit_are_dropped_oldest_first(max_idle: int) ->
     cache.check_invariants()
 
 
+def test_what_was_cleared_is_not_found_and_not_written() -> None:
+    cache, chain = filled(10, 4)
+    for block_id in (1, 3):
+        cache.park(block_id)
+    cache.pin(chain, 1, "client", 60)
+    assert cache.clear() == [1, 3]
+    assert cache.find(chain) == [] and not list(cache.idle)
+    assert [block_id in cache for block_id in range(4)] == [True, False, True, False]
+    cache.check_invariants()
+    assert cache.park(0) == [0], "nobody holds it any more, and nobody finds it"
+    cache.forget(2)
+    assert not any(block_id in cache for block_id in range(4))
+    cache.register(1, chain[0])
+    assert cache.park(1) == [] and cache.find(chain) == [1]
+    cache.check_invariants()
+
+
 def test_check_notices_corruption() -> None:
     for corrupt in (
         lambda c: c._block_of.clear(),
