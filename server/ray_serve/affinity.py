@@ -43,7 +43,7 @@ def job_of(body: bytes) -> Job:
     limits = [limit for limit in asked if isinstance(limit, int) and limit > 0]
     return Job(
         num_prompt_tokens=len(prompt) // _TOKEN_BYTES,
-        work=min(limits, default=ANSWER_TOKENS) if prompt else ANSWER_TOKENS,
+        work=min([*limits, ANSWER_TOKENS]),
         chain=extend_chain([], root, prompt, _BLOCK_BYTES),
         block_size=_BLOCK_BYTES // _TOKEN_BYTES,
     )

@@ -14,6 +14,7 @@ from ray.exceptions import RayError
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
+from ray.serve.schema import LoggingConfig
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
@@ -32,6 +33,8 @@ from server.state import AppState
 _LOST = "the server that answered has ended; send the request again"
 _POLL_S = 0.1
 _LOOK_BACK_S = 4.0
+_LOGGING = LoggingConfig(enable_access_log=False)
+"""Servers have an access log of their own, `access_log`."""
 
 
 class Fleet(BaseModel):
@@ -156,6 +159,7 @@ def build(fleet: Fleet) -> Application:
         name="Server",
         ray_actor_options={"num_cpus": fleet.num_cpus, "num_gpus": fleet.num_gpus},
         max_ongoing_requests=settings.max_connections,  # our own admission refuses before
+        logging_config=_LOGGING,
         graceful_shutdown_timeout_s=settings.drain_timeout_s,
         autoscaling_config=AutoscalingConfig(
             min_replicas=fleet.min_replicas,
@@ -174,6 +178,7 @@ def build(fleet: Fleet) -> Application:
         name="Ingress",
         num_replicas=fleet.num_ingresses,
         max_ongoing_requests=settings.max_connections,
-        ray_actor_options={"num_cpus": 0.1},
+        ray_actor_options={"num_cpus": 0},
+        logging_config=_LOGGING,
     )
     return ingress.bind(servers.bind(fleet.settings), settings.max_body_bytes)

@@ -1,15 +1,10 @@
-"""The request router of the deployment `Server`: our own `Router`, asked by Ray."""
+"""The request router of the deployment `Server`: our `Assignments`, asked by Ray."""
 
 from typing import Any
 
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
-from engine.worker.replicas.router import Router, Running
-from server.ray_serve.affinity import home_of, homes_in, job_of
-
-_MAX_BLOCKS = 1 << 14
-"""The most blocks of prompts that one server is believed to hold while nobody uses them: 4 MiB of
-text."""
+from server.ray_serve.assignments import Assignments
 
 
 class PrefixRouter(RequestRouter):  # type: ignore[misc]  # Ray's classes have no types here
@@ -17,15 +12,10 @@ class PrefixRouter(RequestRouter):  # type: ignore[misc]  # Ray's classes have n
     costs least."""
 
     def initialize_state(self) -> None:
-        self._router = Router((), max_idle=_MAX_BLOCKS)
-        self._ids: dict[str, ReplicaID] = {}
-        self._homes: dict[str, ReplicaID] = {}
-        self._jobs: dict[str, Running] = {}
+        self._assignments = Assignments()
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
-        self._ids = {one.replica_id.unique_id: one.replica_id for one in replicas}
-        self._homes = {home_of(name): one for name, one in self._ids.items()}
-        self._router.set_replicas(self._ids)
+        self._assignments.set_servers(one.replica_id.unique_id for one in replicas)
         super().update_replicas(replicas)
 
     async def choose_replicas(
@@ -37,27 +27,24 @@ class PrefixRouter(RequestRouter):  # type: ignore[misc]  # Ray's classes have n
         if pending_request is None:
             return [list(found.values())]
         scope, body = pending_request.args
-        for home in homes_in(scope["path"], body):
-            if home in self._homes and self._homes[home].unique_id in found:
-                return [[found[self._homes[home].unique_id]]]
-        known = [name for name in found if name in self._ids]
-        return [[found[name]] for name in self._router.ranked(job_of(body), known)]
+        request = pending_request.metadata.internal_request_id
+
+        def forget(future: Any) -> None:
+            if future.cancelled():  # the client has left before a server took it
+                self._assignments.end(request)
+
+        pending_request.future.add_done_callback(forget)
+        return [[found[name]] for name in self._assignments.choose(request, scope["path"], body, found)]
 
     def on_request_routed(
         self, pending_request: PendingRequest, replica_id: ReplicaID, result: Any
     ) -> None:
-        if replica_id.unique_id in self._ids:
-            job = job_of(pending_request.args[1])
-            running = self._router.begin(job, replica_id.unique_id)
-            self._jobs[pending_request.metadata.internal_request_id] = running
+        request = pending_request.metadata.internal_request_id
+        self._assignments.correct(request, replica_id.unique_id)
 
     def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:
-        running = self._jobs.pop(internal_request_id, None)
-        if running is not None:
-            self._router.note_first_token(running, running.hold.num_known * running.job.block_size)
-            self._router.end(running)
+        self._assignments.end(internal_request_id, is_answered=True)
 
     def on_replica_actor_died(self, replica_id: ReplicaID) -> None:
         super().on_replica_actor_died(replica_id)
-        if replica_id.unique_id in self._ids:
-            self._router.lose(replica_id.unique_id)
+        self._assignments.lose(replica_id.unique_id)
