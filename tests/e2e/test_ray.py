@@ -4,6 +4,7 @@ import base64
 import contextlib
 import csv
 import io
+import itertools
 import json
 import os
 import random
@@ -13,6 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 
 import httpx
@@ -22,7 +24,7 @@ import pytest
 import yaml
 
 from loadtest.launch import free_port
-from tests.helpers.served import Server, Stream
+from tests.helpers.served import START_TIMEOUT_S, Server, Stream
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'tandem-server[ray]'")
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -31,6 +33,9 @@ ROOT = Path(__file__).parents[2]
 TRACE = ROOT / "tests" / "data" / "azure_conv_trace.csv"
 MAX_MODEL_LEN = 1 << 18
 """A text of this length takes minutes, so that no stream ends before its test does."""
+
+ANSWERS_ARE_LONGER = 6
+"""How many times longer they are than in the trace: the model is tiny."""
 
 
 @contextlib.contextmanager
@@ -166,76 +171,89 @@ def test_a_server_that_dies_takes_only_its_own_requests_along_and_comes_back(two
             answered.add(home(answer.json()["id"]))
             return bool(answered - set(homes))
 
-        two.wait_until(is_back, 200)
+        two.wait_until(is_back, START_TIMEOUT_S)
     assert len(server_pids()) == 2 and pids[1] in server_pids()
+
+
+class Replay:
+    """Requests that arrive as in Azure's trace, over and over, streamed, each in a thread.
+
+    Attributes:
+        homes: the servers that have answered.
+        failures: what was wrong with answers.
+    """
+
+    def __init__(self, server: Server) -> None:
+        self.homes: set[str] = set()
+        self.failures: list[str] = []
+        self._server = server
+        self._threads: list[threading.Thread] = []
+        with TRACE.open() as file:
+            rows = list(csv.DictReader(file))
+        times = [datetime.fromisoformat(row["TIMESTAMP"][:26]).timestamp() for row in rows]
+        gaps = [after - before for before, after in itertools.pairwise(times)]
+        lengths = [ANSWERS_ARE_LONGER * int(row["GeneratedTokens"]) for row in rows]
+        self._rows = itertools.cycle(zip(gaps, lengths, strict=False))
+        self._next_s = time.monotonic()
+
+    def send_due(self, slower: float = 1.0) -> None:
+        """Send what has arrived meanwhile, at the trace's speed or a slower one."""
+        while time.monotonic() >= self._next_s:
+            gap, num_tokens = next(self._rows)
+            self._next_s = time.monotonic() + slower * gap
+            self._threads.append(threading.Thread(target=self._ask, args=(num_tokens,)))
+            self._threads[-1].start()
+
+    def finish(self) -> int:
+        """Wait for all answers, and return how many requests there were."""
+        for thread in self._threads:
+            thread.join()
+        return len(self._threads)
+
+    def _ask(self, num_tokens: int) -> None:
+        body = {
+            **{"model": "tiny", "prompt": f"{random.random()}", "max_tokens": num_tokens},
+            **{"ignore_eos": True, "stream": True, "stream_options": {"include_usage": True}},
+        }
+        url = f"{self._server.url}/v1/completions"
+        try:
+            with httpx.stream("POST", url, json=body, timeout=START_TIMEOUT_S) as answer:
+                lines = [line for line in answer.iter_lines() if line]
+            assert answer.status_code == 200 and lines[-1] == "data: [DONE]", lines[-2:]
+            last = json.loads(lines[-2].removeprefix("data: "))
+            assert last["usage"]["completion_tokens"] == num_tokens
+            self.homes.add(home(last["id"]))
+        except Exception as error:
+            self.failures.append(repr(error))
 
 
 def test_servers_come_with_the_load_of_a_trace_and_go_without_losing_a_request(
     tmp_path, tiny_llama
 ):
     config, port = yaml.safe_load((ROOT / "configs" / "ray-serve.yaml").read_text()), free_port()
-    config["http_options"]["port"] = port
-    config["http_options"]["host"] = "127.0.0.1"
+    config["http_options"] |= {"host": "127.0.0.1", "port": port}
     [application] = config["applications"]
-    folder = str(tiny_llama(max_position_embeddings=MAX_MODEL_LEN))
-    engine = {"num_threads": "1", "dtype": "float32", "max_num_seqs": 2, "kv_cache_memory_gib": 0.1}
+    engine = {"num_threads": "1", "dtype": "float32", "max_num_seqs": 1, "kv_cache_memory_gib": 0.1}
     application["args"] |= {
-        "settings": {"models": [f"tiny={folder}"], "engine": engine},
-        **{"min_replicas": 1, "max_replicas": 3, "num_cpus": 0},
+        "settings": {"models": [f"tiny={tiny_llama()}"], "engine": engine},
+        **{"min_replicas": 1, "max_replicas": 3, "num_cpus": 0, "target_fullness": 0.15},
         **{"upscale_delay_s": 2, "downscale_delay_s": 5},
     }
     path = tmp_path / "ray-serve.yaml"
     path.write_text(yaml.safe_dump(config))
-    with TRACE.open() as file:
-        lengths = [int(row["GeneratedTokens"]) for row in csv.DictReader(file)]
-
-    answers: list[tuple[str, int]] = []
-    failures: list[str] = []
-
-    def ask(server: Server, num_tokens: int) -> None:
-        body = {
-            **{"model": "tiny", "prompt": f"{random.random()}", "max_tokens": num_tokens},
-            **{"ignore_eos": True, "stream": True, "stream_options": {"include_usage": True}},
-        }
-        try:
-            with httpx.stream(
-                "POST", f"{server.url}/v1/completions", json=body, timeout=120
-            ) as answer:
-                lines = [line for line in answer.iter_lines() if line]
-            assert answer.status_code == 200 and lines[-1] == "data: [DONE]", lines[-2:]
-            last = json.loads(lines[-2].removeprefix("data: "))
-            assert last["usage"]["completion_tokens"] == num_tokens
-            answers.append((home(last["id"]), num_tokens))
-        except Exception as error:
-            failures.append(repr(error))
-
-    threads: list[threading.Thread] = []
-    rows = iter(lengths * 20)
-
-    def send(server: Server) -> None:
-        thread = threading.Thread(target=ask, args=(server, 5 * next(rows)))
-        threads.append(thread)
-        thread.start()
-
-    def running() -> int:
-        return sum(thread.is_alive() for thread in threads)
-
     with fleet(tmp_path / "log", port, ("ray.serve.scripts", "run", str(path))) as server:
         assert len(server_pids()) == 1
+        replay = Replay(server)
 
-        def three_answer() -> bool:
-            while running() < 8:
-                send(server)
-            return len({name for name, _ in answers}) == 3
-
-        server.wait_until(three_answer, 200)
+        def three_have_answered() -> bool:
+            replay.send_due()
+            return len(replay.homes) == 3
 
         def one_is_left() -> bool:
-            if not running():
-                send(server)
+            replay.send_due(slower=10)
             return len(server_pids()) == 1
 
-        server.wait_until(one_is_left, 200)
-        for thread in threads:
-            thread.join()
-    assert failures == []
+        server.wait_until(three_have_answered, START_TIMEOUT_S)
+        server.wait_until(one_is_left, START_TIMEOUT_S)
+        assert replay.finish() > 50
+    assert replay.failures == []
