@@ -34,7 +34,9 @@ class PrefixRouter(RequestRouter):  # type: ignore[misc]  # Ray's classes have n
                 self._assignments.end(request)
 
         pending_request.future.add_done_callback(forget)
-        return [[found[name]] for name in self._assignments.choose(request, scope["path"], body, found)]
+        return [
+            [found[name]] for name in self._assignments.choose(request, scope["path"], body, found)
+        ]
 
     def on_request_routed(
         self, pending_request: PendingRequest, replica_id: ReplicaID, result: Any

@@ -212,8 +212,12 @@ class Replay:
 
     def _ask(self, num_tokens: int) -> None:
         body = {
-            **{"model": "tiny", "prompt": f"{random.random()}", "max_tokens": num_tokens},
-            **{"ignore_eos": True, "stream": True, "stream_options": {"include_usage": True}},
+            "model": "tiny",
+            "prompt": f"{random.random()}",
+            "max_tokens": num_tokens,
+            "ignore_eos": True,
+            "stream": True,
+            "stream_options": {"include_usage": True},
         }
         url = f"{self._server.url}/v1/completions"
         try:
@@ -236,8 +240,12 @@ def test_servers_come_with_the_load_of_a_trace_and_go_without_losing_a_request(
     engine = {"num_threads": "1", "dtype": "float32", "max_num_seqs": 1, "kv_cache_memory_gib": 0.1}
     application["args"] |= {
         "settings": {"models": [f"tiny={tiny_llama()}"], "engine": engine},
-        **{"min_replicas": 1, "max_replicas": 3, "num_cpus": 0, "target_fullness": 0.15},
-        **{"upscale_delay_s": 2, "downscale_delay_s": 5},
+        "min_replicas": 1,
+        "max_replicas": 3,
+        "num_cpus": 0,
+        "target_fullness": 0.15,
+        "upscale_delay_s": 2,
+        "downscale_delay_s": 5,
     }
     path = tmp_path / "ray-serve.yaml"
     path.write_text(yaml.safe_dump(config))
