@@ -166,6 +166,12 @@ class TextSettings(TokenSettings, AdapterSettings):
     kv_store_bytes: int = knob(
         8 * GIB, "Most bytes of the files in kv_store; the longest unused go first.", ge=1 << 20
     )
+    panel_file_gib: float = knob(
+        32.0,
+        "Most GiB of files in which packed weights lie as this processor reads them, so that later "
+        "starts map them; the longest unused go first. They are in cache_dir. 0: none.",
+        ge=0.0,
+    )
     seed: int | None = knob(None, "Seed for requests that send none.")
     async_scheduling: AsyncScheduling = knob(
         "auto",

@@ -11,6 +11,7 @@ from torch import Tensor
 from engine.errors import ModelLoadError
 from engine.quantization.float4_groups import Float4Method, Float4Weight, powers_of_two
 from engine.quantization.format import Headers, QuantizedLayer, StoredFormat
+from engine.quantization.kept_panels import kept_panels
 from engine.quantization.method import (
     LinearMethod,
     LinearPart,
@@ -45,7 +46,15 @@ class GgufMethod(LinearMethod[PanelsState | BlocksProduct]):
         return {"weight": weight} | bias_tensors(out_features, has_bias)
 
     def process(self, part: LinearPart) -> PanelsState | BlocksProduct:
-        return self.keep(self._rows(part), part.device, part.bias())
+        if part.device.type != "cpu":
+            return self.keep(self._rows(part), part.device, part.bias())
+        panels = kept_panels(
+            PANEL_FORMATS[self.quant_type],
+            sum(part.out_features),
+            part.in_features,
+            lambda: panels_from_gguf(self._rows(part), self.quant_type),
+        )
+        return PanelsState.of(panels, part.bias(), int8_activations=self.int8_activations)
 
     def keep(
         self, rows: Tensor, device: torch.device, bias: Tensor | None

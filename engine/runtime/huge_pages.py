@@ -9,11 +9,17 @@ import contextlib
 import ctypes
 import mmap
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 HUGE_PAGE_BYTES = 2 << 20
 _NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
 MADV_COLLAPSE = 25
 """A Linux 6.1 constant: move existing memory to huge pages now. Python has no name for it yet."""
+MADV_POPULATE_READ = 22
+"""A Linux 5.14 constant: read and map all pages now."""
 
 
 def use_huge_pages() -> int:
@@ -55,6 +61,30 @@ def lazy_zeros(num_bytes: int, *, huge: bool = False) -> mmap.mmap:
         with contextlib.suppress(OSError, AttributeError):
             memory.madvise(mmap.MADV_HUGEPAGE)
     return memory
+
+
+def are_pages_large(memory: "torch.Tensor") -> bool:
+    """Whether nearly all of a mapped file lies in huge pages. The whole file is read."""
+    start, size = memory.data_ptr(), memory.nbytes
+    whole = size // mmap.PAGESIZE * mmap.PAGESIZE
+    with contextlib.suppress(OSError, AttributeError):
+        madvise = ctypes.CDLL(None).madvise
+        madvise.argtypes = [ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int]
+        if madvise(start, whole, MADV_POPULATE_READ) == 0:
+            return _huge_file_bytes(start) >= 0.9 * size
+    return False
+
+
+def _huge_file_bytes(start: int) -> int:
+    """The bytes in huge pages of the mapped file that begins at an address."""
+    with Path("/proc/self/smaps").open() as lines:
+        for line in lines:
+            if line.startswith(f"{start:x}-"):
+                break
+        for line in lines:
+            if line.startswith("FilePmdMapped:"):
+                return int(line.split()[1]) << 10
+    return 0
 
 
 def large_private_ranges(page_bytes: int = HUGE_PAGE_BYTES) -> list[tuple[int, int]]:

@@ -200,7 +200,7 @@ def load_tensor(tensor: GGUFTensor, *, packed: bool = False) -> torch.Tensor:
     """Read one tensor and dequantise it.
 
     Args:
-        packed: keep the blocks as they are: [rows, bytes of a row] uint8.
+        packed: keep the blocks as they are: [rows, bytes of a row] uint8, in the file's memory.
 
     Raises:
         CorruptFile: the file has become shorter.
@@ -209,7 +209,7 @@ def load_tensor(tensor: GGUFTensor, *, packed: bool = False) -> torch.Tensor:
     flat = tensor.mapped()
     dtype = _PLAIN.get(tensor.type)
     if packed:
-        return torch.from_numpy(np.array(flat)).view(tensor.shape[0], -1)
+        return torch.from_numpy(flat).view(tensor.shape[0], -1)
     if dtype is not None:
         return torch.from_numpy(np.array(flat)).view(dtype).reshape(tensor.shape)
     return _dequantise(flat, tensor)

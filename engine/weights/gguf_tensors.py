@@ -55,7 +55,8 @@ class GGUFTensor:
         return first, replace(first, offset=self.offset + size)
 
     def mapped(self) -> np.ndarray:
-        """The bytes as [num_bytes] uint8: the file's own memory, which must not be written to.
+        """The bytes as [num_bytes] uint8: the file's own memory. What is written to it does not
+        reach the file.
 
         Raises:
             CorruptFile: the file has become shorter since its directory was read.
@@ -63,7 +64,7 @@ class GGUFTensor:
         """
         try:
             with open_regular(self.path) as file:
-                return np.memmap(file, np.uint8, "r", self.offset, self.num_bytes)
+                return np.memmap(file, np.uint8, "c", self.offset, self.num_bytes)
         except OSError as error:
             raise unreadable(self.path, error) from error
         except ValueError as error:

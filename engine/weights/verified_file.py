@@ -39,7 +39,7 @@ def verify(path: Path, sha256: str) -> bool:
     return True
 
 
-def write_whole(path: Path, chunks: Iterable[bytes]) -> None:
+def write_whole(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
     """Write `chunks` to `path` so that even a crash or power cut leaves all or nothing.
 
     If there are several writers, the last one wins. A crash may leave `<name>.*.part` behind.

@@ -259,7 +259,7 @@ class EngineClient(Protocol):
         return []
 
     async def start(self) -> None:
-        """Begin to load the models in the background and return at once."""
+        """Begin to load the models in the background and return at once; once begun, do nothing."""
         ...
 
     async def stop(self, drain_timeout_s: float) -> None:
@@ -279,7 +279,7 @@ class ProcessEngineClient(EngineClient):
         self.on_gone: OnGone | None = None
         self.on_lost: Callable[[str], None] | None = None
         """Called when a worker has ended, with its name."""
-        self._draining = False
+        self._has_started = self._draining = False
         self._options = options
         most_gib = options.config.memory_gib
         self._arbiter = MemoryArbiter(None if most_gib is None else int(most_gib * GIB))
@@ -409,6 +409,9 @@ class ProcessEngineClient(EngineClient):
         return self._arbiter.devices()
 
     async def start(self) -> None:
+        if self._has_started:
+            return
+        self._has_started = True
         # The models are wanted in their order, the first ones most.
         for place, supervisor in enumerate(self._supervisors.values(), 1):
             slumber = supervisor.slumber

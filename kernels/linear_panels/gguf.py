@@ -49,8 +49,7 @@ def panels_from_gguf(weight: Tensor, quant_type: GGUFType) -> Panels:
         return panels_by_torch(weight, quant_type)
     form, outputs = FORMATS[quant_type], weight.shape[0]
     in_features = _in_features(weight, quant_type)
-    num_records = in_features // BLOCK
-    panel_bytes = form.factor_bytes(in_features) + num_records * form.record_bytes
+    num_records, panel_bytes = in_features // BLOCK, form.panel_bytes(in_features)
     data = torch.empty(-(-outputs // LANES), panel_bytes, dtype=torch.uint8)
     given = int(quant_type), weight.data_ptr(), weight.stride(0)
     _function()(*given, outputs, num_records, data.data_ptr(), panel_bytes)

@@ -92,12 +92,14 @@ class PanelFormat:
             return 0
         return in_features // (BLOCK * FACTOR_BLOCKS) * self.scales_of_group * LANES * 2
 
+    def panel_bytes(self, in_features: int) -> int:
+        return self.factor_bytes(in_features) + in_features // BLOCK * self.record_bytes
+
     @property
     def bits_per_weight(self) -> float:
         """Bits per weight, including scales, minima and factors."""
         inputs = BLOCK * FACTOR_BLOCKS
-        of_panel = FACTOR_BLOCKS * self.record_bytes + self.factor_bytes(inputs)
-        return 8 * of_panel / (inputs * LANES)
+        return 8 * self.panel_bytes(inputs) / (inputs * LANES)
 
     @property
     def takes_int8_activations(self) -> bool:

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from engine.worker.worker_options import WorkerOptions
 from server.cli import main
 from server.http.connection import ClientConnection
-from server.process import serve
+from server.process import draining_server, serve
 from tests.helpers.stalls import StallWatch
 
 _WORKER = str(Path(__file__).with_name("watched_worker.py"))
@@ -21,7 +21,7 @@ _WORKER = str(Path(__file__).with_name("watched_worker.py"))
 def watch_server() -> None:
     watch = StallWatch("server")
     watch.is_on = False  # until it listens, as nobody waits before
-    startup = serve.DrainingServer.startup
+    startup = draining_server.DrainingServer.startup
 
     async def watched_startup(self: Any, *args: Any, **options: Any) -> None:
         await startup(self, *args, **options)
@@ -35,7 +35,7 @@ def watch_server() -> None:
             watch.loop(self.get_loop())
             return super().run(*args, **options)
 
-    serve.DrainingServer.startup = watched_startup  # type: ignore[method-assign]
+    draining_server.DrainingServer.startup = watched_startup  # type: ignore[method-assign]
     asyncio.Runner = WatchedRunner
     command = (sys.executable, "-P", _WORKER, "engine.worker.loop")
     serve.WorkerOptions = partial(WorkerOptions, command=command)  # type: ignore[attr-defined, assignment]

@@ -219,9 +219,9 @@ SLOW_IMPORTS = (
 )
 
 
-@pytest.mark.parametrize("module", ["server.cli", "server.process.serve"])
+@pytest.mark.parametrize("module", ["cli", "process.serve", "process.draining_server"])
 def test_starting_imports_nothing_slow(module):
-    code = f"import sys, {module}; print([m for m in {SLOW_IMPORTS} if m in sys.modules])"
+    code = f"import sys, server.{module}; print([m for m in {SLOW_IMPORTS} if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stdout.strip() == "[]", result.stdout + result.stderr
 

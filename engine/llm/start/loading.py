@@ -10,6 +10,7 @@ import torch
 from engine.contract.fingerprint import fingerprint
 from engine.contract.generate import DrafterName, ModelInfo
 from engine.contract.host import Host
+from engine.contract.knob import GIB
 from engine.contract.resolved_config import ResolvedConfig
 from engine.contract.status import Phase
 from engine.contract.text_settings import TextSettings
@@ -35,6 +36,7 @@ from engine.lora.text_adapters import TextAdapters, load_adapters
 from engine.models.causal_lm import CausalLM
 from engine.models.config import ModelConfig
 from engine.models.layers.parallel import SINGLE, TensorParallel
+from engine.quantization.kept_panels import kept_by
 from engine.runtime.device import machine_facts, torch_dtype
 from engine.runtime.fault import sizes_within_memory
 from engine.runtime.operations import build_operations
@@ -43,9 +45,11 @@ from engine.weights.decoder import load_decoder
 from engine.weights.default_sampling import default_sampling
 from engine.weights.loader import load_model_config
 from engine.weights.mmproj import with_mmproj
+from engine.weights.panel_file import PanelFile
 from engine.weights.source import Checkpoint
 from engine.weights.stored_bits import FEW_BITS
 from engine.weights.weight_plan import WeightPlan
+from kernels.cache_folder import cache_folder
 
 log = structlog.get_logger(__name__)
 
@@ -159,7 +163,16 @@ def load_weights(
         ModelLoadError: one of its kinds.
     """
     config = sizing.config
-    with sizes_within_memory():
+    panels = None
+    if config.device == "cpu" and intent.panel_file_gib:
+        rank = f"rank {parallel.rank} of {parallel.size}"
+        panels = PanelFile(
+            cache_folder().with_name("panels"),
+            int(intent.panel_file_gib * GIB),
+            checkpoint,
+            (config.quantization, config.dtype, rank),
+        )
+    with sizes_within_memory(), kept_by(panels):
         model = load_decoder(
             checkpoint,
             sizing.plan,
@@ -170,6 +183,8 @@ def load_weights(
             deterministic=config.deterministic,
             parallel=parallel,
         )
+    if panels is not None:
+        panels.write_later()
     if parallel.size > 1:
         return LoadedWeights(model, None, None)
     draft = None if sizing.draft is None else load_draft(sizing.draft, config, host)

@@ -65,7 +65,7 @@ class ReplicatedEngineClient(EngineClient):
         self._wakes: dict[str, asyncio.Task[None]] = {}
         """The replicas that are woken beside busy ones."""
         self._changes = Changes()
-        self._is_draining = False
+        self._has_started = self._is_draining = False
 
     @property
     def check_text(self) -> TextCheck | None:
@@ -253,6 +253,9 @@ class ReplicatedEngineClient(EngineClient):
         return DeviceMemory(device.device, device.budget_bytes, held)
 
     async def start(self) -> None:
+        if self._has_started:
+            return
+        self._has_started = True
         await self._workers.start()
         if any(not own.is_complete for own in self._sets.values()):
             self._changes.begin(self._complete_all())

@@ -25,8 +25,8 @@ from server.http.connection import (
     ConnectionLimits,
     check_connections,
 )
+from server.process.draining_server import DrainingServer, uvicorn_config
 from server.process.listen import open_listener
-from server.process.serve import DrainingServer, uvicorn_config
 from server.settings import Settings
 from tests.helpers.server.fake_server import until
 from tests.helpers.server.text_server import MODEL, TextServer, text_info

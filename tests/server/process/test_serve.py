@@ -20,8 +20,8 @@ from pydantic import TypeAdapter
 
 from loadtest.launch import free_port
 from server.app import create_app
+from server.process.draining_server import DrainingServer, uvicorn_config
 from server.process.listen import open_listener
-from server.process.serve import DrainingServer, uvicorn_config
 from server.settings import Settings
 from tests.helpers.draws import some
 from tests.helpers.server.fake_engine import FakeEngine

@@ -20,8 +20,8 @@ from rich.console import Console
 from engine.contract.status import ModelStatus, Phase
 from engine.errors import Failure
 from server.app import create_app
+from server.process.draining_server import DrainingServer, uvicorn_config
 from server.process.listen import Listener
-from server.process.serve import DrainingServer, uvicorn_config
 from server.process.start_screen import StartScreen, Terminal
 from server.settings import Settings
 from tests.helpers.server.fake_engine import FakeEngine
