@@ -19,6 +19,7 @@ from pathlib import Path
 import httpx
 import openai
 import PIL.Image
+import psutil
 import pytest
 import yaml
 
@@ -53,19 +54,28 @@ def fleet(log: Path, port: int, command: Sequence[str]) -> Iterator[Server]:
             server.stop()
 
 
-def server_pids() -> list[int]:
+def server_pids(fleet: Server) -> list[int]:
     """The processes that Ray calls servers."""
     found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if b"ServeReplica:tandem:Server" in (folder / "cmdline").read_bytes():
-                found.append(int(folder.name))
+    for child in psutil.Process(fleet.process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it has ended meanwhile
+            found += (
+                [child.pid] if "ServeReplica:tandem:Server" in " ".join(child.cmdline()) else []
+            )
     return found
 
 
 def home(answer_id: str) -> str:
     """The name of the server that made an id."""
     return answer_id[-8:]
+
+
+def answering(server: Server) -> str:
+    """The name of the server that takes a request now."""
+    body = {"model": "tiny", "prompt": "x", "max_tokens": 2}
+    answer = httpx.post(f"{server.url}/v1/completions", json=body, timeout=60)
+    assert answer.status_code == 200, answer.text
+    return home(answer.json()["id"])
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +89,8 @@ def two(tmp_path_factory, model_cache, tiny_llama):
     options = ("--config", str(settings), "--replicas", "2", "--cpus", "0", "--port", str(port))
     command = ("server", "ray", model, "tandem-shapes", *options)
     with fleet(folder / "log", port, command) as server:
+        first = answering(server)
+        server.wait_until(lambda: answering(server) != first, START_TIMEOUT_S)  # both are there
         yield server
 
 
@@ -139,7 +151,7 @@ def test_two_servers_answer_and_find_again_what_they_have_made(two, client):
 
 def test_a_server_that_dies_takes_only_its_own_requests_along_and_comes_back(two):
     text = {"model": "tiny", "max_tokens": MAX_MODEL_LEN - 100, "ignore_eos": True}
-    pids = server_pids()
+    pids = server_pids(two)
     with contextlib.ExitStack() as stack:
         streams = [stack.enter_context(Stream(two, prompt=f"{i}", **text)) for i in range(6)]
         for one in streams:
@@ -156,20 +168,8 @@ def test_a_server_that_dies_takes_only_its_own_requests_along_and_comes_back(two
             if one not in lost:
                 one.wait_for_events(len(one.events) + 20)
         # The other one goes on taking requests until the lost one is back.
-        answered = set()
-
-        def is_back() -> bool:
-            answer = httpx.post(
-                f"{two.url}/v1/completions",
-                json={"model": "tiny", "prompt": "x", "max_tokens": 2},
-                timeout=60,
-            )
-            assert answer.status_code == 200, answer.text
-            answered.add(home(answer.json()["id"]))
-            return bool(answered - set(homes))
-
-        two.wait_until(is_back, START_TIMEOUT_S)
-    assert len(server_pids()) == 2 and pids[1] in server_pids()
+        two.wait_until(lambda: answering(two) not in homes, START_TIMEOUT_S)
+    assert len(server_pids(two)) == 2 and pids[1] in server_pids(two)
 
 
 class Replay:
@@ -249,9 +249,8 @@ def test_servers_come_with_the_load_of_a_trace_and_go_without_losing_a_request(
     }
     path = tmp_path / "ray-serve.yaml"
     path.write_text(yaml.safe_dump(config))
-    others = set(server_pids())
     with fleet(tmp_path / "log", port, ("ray.serve.scripts", "run", str(path))) as server:
-        assert len(set(server_pids()) - others) == 1
+        assert len(server_pids(server)) == 1
         replay = Replay(server)
 
         def three_have_answered() -> bool:
@@ -260,7 +259,7 @@ def test_servers_come_with_the_load_of_a_trace_and_go_without_losing_a_request(
 
         def one_is_left() -> bool:
             replay.send_due(slower=10)
-            return len(set(server_pids()) - others) == 1
+            return len(server_pids(server)) == 1
 
         server.wait_until(three_have_answered, START_TIMEOUT_S)
         server.wait_until(one_is_left, START_TIMEOUT_S)
