@@ -47,6 +47,7 @@ from server.routes import (
     models,
     playground,
     prefix_cache,
+    profiling,
     sleeping,
     usage,
 )
@@ -64,6 +65,7 @@ _ROUTERS = (
     sleeping.router,
     sleeping.pins,
     prefix_cache.router,
+    profiling.router,
     adapter_loading.router,
     live_requests.router,
     usage.router,

@@ -138,6 +138,8 @@ class EngineStats(Stats):
     prefix_cache_hits: int = 0
     """The number of prompt tokens found."""
     kv_store: KvStoreCounts = KvStoreCounts()
+    kv_event_batches_dropped: int = 0
+    """The batches of cache events that were not published in time."""
     num_preemptions: int = 0
     drafts: dict[str, DraftCounts] = field(default_factory=dict)
     """The counts of each drafter, by `DrafterName`."""

@@ -108,6 +108,11 @@ class ModelSpec:
         """The id that requests use. Workers of one model share it."""
         return self.name
 
+    @property
+    def rank(self) -> int:
+        """The number of its worker among those of one model, counted from 0."""
+        return 0
+
     def config(self, of_server: EngineConfig) -> EngineConfig:
         """The model's configuration: the server's with the model's own settings.
 

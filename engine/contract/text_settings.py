@@ -1,10 +1,11 @@
 """The settings of models that read tokens: those that write text, and those that embed it."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from engine.contract.adapter_settings import AdapterSettings
 from engine.contract.knob import GIB, knob
+from engine.contract.kv_events_config import KvEventsConfig
 from engine.contract.sampling_values import checked
 from engine.contract.worker_settings import DType, WorkerSettings
 from engine.errors import InvalidParameter, ModelLoadError
@@ -166,6 +167,16 @@ class TextSettings(TokenSettings, AdapterSettings):
     kv_store_bytes: int = knob(
         8 * GIB, "Most bytes of the files in kv_store; the longest unused go first.", ge=1 << 20
     )
+    kv_events_config: dict[str, Any] | None = knob(
+        None,
+        "Publish what the prefix cache takes in and drops, for routers of fleets, over ZeroMQ in "
+        "vLLM's format; a JSON object with vLLM's fields: "
+        '{"enable_kv_cache_events": true, "endpoint": "tcp://*:5557", "replay_endpoint": '
+        '"tcp://*:5558", "topic": "kv-events"}. Whoever may connect there can read prompts. Each '
+        "text model needs addresses of its own; replicas add their number to the port.",
+        form="JSON",
+        names_files=True,
+    )
     panel_file_gib: float = knob(
         32.0,
         "Most GiB of files in which packed weights lie as this processor reads them, so that later "
@@ -252,6 +263,7 @@ class TextSettings(TokenSettings, AdapterSettings):
             checked(self.override_generation_config or {})
         except InvalidParameter as error:
             raise InvalidParameter(error.message, param="override_generation_config") from None
+        KvEventsConfig.read(self.kv_events_config)
 
     def has_packed_adapters(self, device: str, quantization: str) -> bool:
         """Whether a text model's adapters are kept in 8 bits.

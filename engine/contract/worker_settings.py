@@ -1,10 +1,11 @@
 """The settings of a worker, whatever its model makes."""
 
 from dataclasses import dataclass, replace
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from engine.contract.gpus import is_device
 from engine.contract.knob import check_bounds, knob
+from engine.contract.profiler_config import ProfilerConfig
 from engine.errors import InvalidParameter
 
 Device = str
@@ -103,6 +104,15 @@ class WorkerSettings:
         "models keep a fixed number of threads.",
     )
 
+    profiler_config: dict[str, Any] | None = knob(
+        None,
+        "Let POST /start_profile and /stop_profile write traces of the workers' steps; a JSON "
+        'object with vLLM\'s fields: {"profiler": "torch", "torch_profiler_dir": "/folder", '
+        '"max_iterations": 100}.',
+        form="JSON",
+        names_files=True,
+    )
+
     @property
     def num_sharing(self) -> int:
         """How many replicas share a device's memory: all, unless each has a GPU of its own."""
@@ -121,3 +131,4 @@ class WorkerSettings:
                 f"device is {self.device!r}; it must be auto, cpu, cuda or cuda:N", param="device"
             )
         check_bounds(self)
+        ProfilerConfig.read(self.profiler_config)

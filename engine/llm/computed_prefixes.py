@@ -2,6 +2,7 @@
 preempted, and offers what the sequence computes to others."""
 
 from engine.contract.resolved_config import ResolvedConfig
+from engine.llm.cache.cache_journal import CachedText
 from engine.llm.cache.kv_cache import BlockPool
 from engine.llm.cache.sequence_blocks import SequenceBlocks, find_cached, offer_cached
 from engine.llm.kv_store.kv_store import KvStore
@@ -61,7 +62,10 @@ class ComputedPrefixes:
         filled = self.pool.filled_by(start, sequence.num_computed)
         if filled and self._is_enabled:
             chain = sequence.extend_chain(self.pool.block_size)
-            offer_cached(self.pool, sequence.table, chain, filled)
+            text = None
+            if self.pool.cache.journal is not None:
+                text = CachedText.of(sequence.owner.request, sequence.token_ids, chain)
+            offer_cached(self.pool, sequence.table, chain, filled, text)
             # An adapter's key stands for other weights after a restart.
             if self._store is not None and sequence.owner.request.adapter is None:
                 hashes = chain[filled.start : filled.stop]

@@ -18,6 +18,7 @@ from engine.contract.request import Event
 from engine.contract.resolved_config import MachineFacts, ResolvedConfig
 from engine.embedding.embedders import state_bytes
 from engine.embedding.work import EmbeddingEngine, EmbeddingLimits, EmbeddingWork
+from engine.llm.cache.cache_journal import CacheJournal
 from engine.llm.engine import LLMEngine
 from engine.models.causal_lm import CausalLM
 from engine.models.sentence_decoder import SentenceDecoder
@@ -81,6 +82,11 @@ class EngineWithEmbeddings:
     def identify(self, digest: str) -> None:
         """See `engine.worker.stepping.IdentifiedEngine`."""
         self.texts.identify(digest)
+
+    @property
+    def cache_journal(self) -> CacheJournal | None:
+        """See `engine.worker.stepping.JournalingEngine`."""
+        return self.texts.cache_journal
 
     def reset_prefix_cache(self) -> None:
         """See `engine.worker.stepping.CachingEngine`."""

@@ -18,6 +18,7 @@ from engine.contract.generate import EngineStats, GenerateRequest, TokenEvent
 from engine.contract.rejection import rejection
 from engine.contract.resolved_config import ResolvedConfig
 from engine.errors import InvalidParameter
+from engine.llm.cache.cache_journal import CacheJournal
 from engine.llm.decision import ScheduleDecision
 from engine.llm.executor import Executor, LaunchedStep
 from engine.llm.kv_store.kv_store import KvStore
@@ -170,6 +171,11 @@ class LLMEngine:
     def use_idle_time(self) -> bool:
         """See `engine.worker.stepping.PreparingEngine`."""
         return self._executor.use_idle_time()
+
+    @property
+    def cache_journal(self) -> CacheJournal | None:
+        """See `engine.worker.stepping.JournalingEngine`."""
+        return self._scheduler.pool.cache.journal
 
     def reset_prefix_cache(self) -> None:
         """See `engine.worker.stepping.CachingEngine`."""

@@ -52,6 +52,7 @@ from engine.errors import (
     OutOfBlocks,
     QueueFull,
 )
+from engine.llm.cache.cache_journal import CacheJournal
 from engine.llm.cache.kv_cache import BlockPool, check
 from engine.llm.cache.prefix_cache import PrefixCache, chain_root
 from engine.llm.cache.recurrent_slots import RecurrentPool
@@ -128,6 +129,7 @@ class Scheduler:
             token.
         states: keeps the states of prompts' parts; by default the model takes no pictures.
         store: gets a copy of each block that other texts can use.
+        journal: learns what the prefix cache takes in and drops.
         clock: `time.time`, or a test's own; only queue times depend on it.
     """
 
@@ -142,6 +144,7 @@ class Scheduler:
         drafters: Mapping[DrafterName, Drafter] | None = None,
         states: KeptStates | None = None,
         store: KvStore | None = None,
+        journal: CacheJournal | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._config = config
@@ -156,6 +159,7 @@ class Scheduler:
         self._clock = clock
         self._policy = create_policy(config.scheduling_policy)
         self._layout = config.kv_layout(windows)
+        self._journal = journal
         self._pool = self._empty_pool()
         self._sequences = Sequences(self._policy, self._pool)
         self._prefixes = ComputedPrefixes(config, self._pool, store)
@@ -420,6 +424,7 @@ class Scheduler:
             kv_block_size=self._pool.block_size,
             prefix_cache_queries=self._prefixes.num_queries,
             prefix_cache_hits=self._prefixes.num_hits,
+            kv_event_batches_dropped=0 if self._journal is None else self._journal.num_dropped,
             num_preemptions=self._num_preemptions,
             drafts=self._drafting.counts,
             num_steps=self._num_steps,
@@ -669,7 +674,10 @@ class Scheduler:
         return self._layout.most_tokens(self._pool.num_blocks // max(1, sampling.num_together))
 
     def _empty_pool(self) -> BlockPool:
-        config, cache = self._config, PrefixCache(self._config.max_idle_cached_blocks)
+        config = self._config
+        cache = PrefixCache(config.max_idle_cached_blocks, journal=self._journal)
+        if self._journal is not None:
+            self._journal.clear()
         recurrent = None
         if config.num_recurrent_slots:
             recurrent = RecurrentPool(

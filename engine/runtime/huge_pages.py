@@ -8,6 +8,7 @@ pages 17.5 ms (2 cores of a Sapphire Rapids class Xeon, virtual machine).
 import contextlib
 import ctypes
 import mmap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,14 +78,30 @@ def are_pages_large(memory: "torch.Tensor") -> bool:
 
 def _huge_file_bytes(start: int) -> int:
     """The bytes in huge pages of the mapped file that begins at an address."""
-    with Path("/proc/self/smaps").open() as lines:
-        for line in lines:
-            if line.startswith(f"{start:x}-"):
-                break
-        for line in lines:
-            if line.startswith("FilePmdMapped:"):
-                return int(line.split()[1]) << 10
-    return 0
+    return sum(one["FilePmdMapped"] for one in _mappings() if one["start"] == start)
+
+
+def unwritten_file_ranges() -> list[tuple[int, int]]:
+    """(start, size) of the mappings of files in which this process has changed nothing."""
+    return [
+        (one["start"], one["Size"]) for one in _mappings() if one["inode"] and one["Anonymous"] == 0
+    ]
+
+
+def _mappings() -> Iterator[dict[str, int]]:
+    """Where each of this process's mappings begins, its file's inode and its sizes in bytes."""
+    found: dict[str, int] = {}
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        name, _, rest = line.partition(" ")
+        if name.endswith(":"):
+            with contextlib.suppress(ValueError, IndexError):  # flags have no size
+                found[name[:-1]] = int(rest.split()[0]) << 10
+            continue
+        if found:
+            yield found
+        found = {"start": int(name.partition("-")[0], 16), "inode": int(rest.split()[3])}
+    if found:
+        yield found
 
 
 def large_private_ranges(page_bytes: int = HUGE_PAGE_BYTES) -> list[tuple[int, int]]:

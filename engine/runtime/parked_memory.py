@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 
 from engine.runtime.allocator import LASTING_BYTES
-from engine.runtime.huge_pages import large_private_ranges
+from engine.runtime.huge_pages import large_private_ranges, unwritten_file_ranges
 
 _PAGE = mmap.PAGESIZE
 _PRESENT = np.uint64(3 << 62)
@@ -54,7 +54,8 @@ class ParkedMemory:
     def __init__(self, folder: Path, most_bytes: int) -> None:
         self._runs: list[_Run] = []
         self.num_bytes = 0
-        ranges = _private_ranges()
+        tensors = _tensor_ranges()
+        ranges = _within(large_private_ranges(_PAGE), tensors)
         for start, size in _written_runs(ranges):
             self._runs.append(_Run(start, size, self.num_bytes))
             self.num_bytes += size
@@ -72,7 +73,8 @@ class ParkedMemory:
             raise
         libc = ctypes.CDLL(None)
         libc.madvise.argtypes = [ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int]
-        for start, size in ranges:
+        # Pages of mapped files that nobody has written to can be read again from there.
+        for start, size in ranges + _within(unwritten_file_ranges(), tensors):
             libc.madvise(start, size, mmap.MADV_DONTNEED)
         libc.malloc_trim(0)
 
@@ -95,13 +97,13 @@ def _is_in_memory(folder: Path) -> bool:
     return int.from_bytes(facts.raw[:8], sys.byteorder) in (_TMPFS, _RAMFS)
 
 
-def _private_ranges() -> list[tuple[int, int]]:
-    """(start, size) of the tensors' pages that only this process has. The rest is for example a
-    mapped file, which the kernel can drop by itself."""
-    private = large_private_ranges(_PAGE)
+def _within(
+    mappings: list[tuple[int, int]], tensors: list[tuple[int, int]]
+) -> list[tuple[int, int]]:
+    """(start, size) of the tensors' pages in some mappings."""
     found = []
-    for start, size in _tensor_ranges():
-        for first, length in private:
+    for start, size in tensors:
+        for first, length in mappings:
             low, high = max(start, first), min(start + size, first + length)
             if low < high:
                 found.append((low, high - low))

@@ -16,6 +16,7 @@ they are loaded, and the compiled operations, whose layout panels have.
 import contextlib
 import hashlib
 import json
+import math
 import mmap
 import os
 import shutil
@@ -36,7 +37,7 @@ from engine.weights.digest import model_files
 from engine.weights.source import Checkpoint
 from engine.weights.verified_file import write_whole
 from kernels import native
-from kernels.linear_panels.panels import PanelFormat, Panels
+from kernels.linear_panels.panels import LANES, PanelFormat, Panels
 
 SMALLEST_BYTES = 256 << 20
 """Fewer bytes of panels are made in less than a second, so they are not kept."""
@@ -98,14 +99,15 @@ class PanelFile:
     def _next(self, form: PanelFormat, out_features: int, in_features: int) -> torch.Tensor | None:
         """The next panels of the file; None if these are not meant."""
         assert self._known is not None
-        label, first, num_bytes = self._known.listed[self._num_taken]
+        if self._num_taken == len(self._known.listed):
+            return None
+        label, first = self._known.listed[self._num_taken]
         if label != _label(form, out_features, in_features):
             return None
         self._num_taken += 1
-        data = self._known.memory[first : first + num_bytes]
-        if not self._known.has_large_pages:
-            data = data.clone()
-        return data.view(-1, form.panel_bytes(in_features))
+        shape = -(-out_features // LANES), form.panel_bytes(in_features)
+        data = self._known.memory[first : first + math.prod(shape)].view(shape)
+        return data if self._known.has_large_pages else data.clone()
 
     def _forget(self) -> None:
         self._known = None
@@ -164,8 +166,8 @@ def _label(form: PanelFormat, out_features: int, in_features: int) -> list[Any]:
 class _Known:
     """A whole file."""
 
-    listed: list[tuple[list[Any], int, int]]
-    """The label, first byte and size of each."""
+    listed: list[tuple[list[Any], int]]
+    """The label and first byte of each."""
     memory: torch.Tensor
     """The mapped file."""
     has_large_pages: bool
@@ -182,11 +184,12 @@ def _read(path: Path) -> _Known | None:
         length = int.from_bytes(array[end : end + _LENGTH_BYTES].tobytes(), "little")
         if array[-len(_END) :].tobytes() != _END or length > end:
             return None
-        listed = json.loads(array[end - length : end].tobytes())
+        read = json.loads(array[end - length : end].tobytes())
+        listed = [(label, int(first)) for label, first in read]
         os.utime(path)
         memory = torch.from_numpy(array)
         return _Known(listed, memory, are_pages_large(memory))
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError):
         return None
 
 
@@ -195,7 +198,7 @@ def _content(made: Sequence[tuple[list[Any], torch.Tensor]]) -> Iterator[bytes |
     listed, at = [], 0
     for label, data in made:
         memory = data.numpy().data.cast("B")
-        listed.append([label, at, len(memory)])
+        listed.append([label, at])
         padding = -len(memory) % mmap.PAGESIZE
         yield memory
         yield bytes(padding)

@@ -191,6 +191,10 @@ class EngineClient(Protocol):
         prefix cache."""
         ...
 
+    def profile(self, model: str, *, on: bool) -> None:
+        """Start to profile the steps of a model of that id, or stop and write what was found."""
+        ...
+
     def load_adapter(self, model: str, order: AdapterOrder) -> "asyncio.Future[AdapterReport]":
         """Begin to load a LoRA adapter. Requests can then use it by name, also after a restart of
         the worker.
@@ -357,6 +361,10 @@ class ProcessEngineClient(EngineClient):
     def reset_prefix_cache(self, model: str) -> None:
         if model in self._supervisors:
             self._supervisors[model].reset_prefix_cache()
+
+    def profile(self, model: str, *, on: bool) -> None:
+        if model in self._supervisors:
+            self._supervisors[model].profile(on=on)
 
     def load_adapter(self, model: str, order: AdapterOrder) -> asyncio.Future[AdapterReport]:
         supervisor = self._supervisor_of(model)

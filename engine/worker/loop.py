@@ -13,12 +13,12 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import count, groupby
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import structlog
 import zmq
@@ -26,6 +26,8 @@ import zmq
 from engine.contract.adapter_orders import AdaptableEngine, AdapterReport
 from engine.contract.host import Grant
 from engine.contract.kinds import imported, kind_of
+from engine.contract.kv_events_config import KvEventsConfig
+from engine.contract.profiler_config import ProfilerConfig
 from engine.contract.rejection import rejection
 from engine.contract.request import AdaptableInfo, Event, Info, Request, Stats
 from engine.contract.settings import EngineConfig
@@ -50,14 +52,19 @@ from engine.runtime.threads import (
 )
 from engine.weights.recognition import kind_of_checkpoint, with_fetched
 from engine.worker import messages
+from engine.worker.profiling import StepProfiler
 from engine.worker.socket_folder import remove_socket
 from engine.worker.stepping import (
     AnyEngine,
     CachingEngine,
     IdentifiedEngine,
+    JournalingEngine,
     PreparingEngine,
     SharedEngine,
 )
+
+if TYPE_CHECKING:
+    from engine.worker.kv_events import KvEventPublisher
 
 _LONGEST_NAP_S = 0.5
 _IDLE_S = 0.5
@@ -164,8 +171,12 @@ class Loop:
         link: Link,
         threads: ComputeThreads,
         pulse: Pulse | None = None,
+        kv_events: "KvEventPublisher | None" = None,
+        profiler: StepProfiler | None = None,
     ) -> None:
         self._engine = engine
+        self._kv_events = kv_events
+        self._profiler = profiler
         self._can_prepare = isinstance(engine, PreparingEngine)
         self._link = link
         self._pulse = pulse or Pulse()
@@ -186,11 +197,14 @@ class Loop:
                 self._pulse.num_outcomes += bool(events) or stats.num_steps != self._num_steps
                 self._num_steps = stats.num_steps
                 self._publish(events, stats)
+                if self._profiler is not None:
+                    self._profiler.note_step()
                 self._plan_pause(started_s)
 
     def _step(self) -> tuple[list[Event], Stats]:
         self._threads.before_step()
-        result = self._engine.step()
+        step: Callable[[], tuple[list[Event], Stats]] = self._engine.step
+        result = step() if self._profiler is None else self._profiler.run(step)
         self._threads.after_step()
         return result
 
@@ -231,6 +245,10 @@ class Loop:
                 case messages.ResetPrefixCache():
                     if isinstance(self._engine, CachingEngine):
                         self._engine.reset_prefix_cache()
+                        self._publish([], self._engine.stats())
+                case messages.Profile(on=on):
+                    if self._profiler is not None:
+                        self._profiler.switch(on=on)
                 case messages.Doze() as order:
                     if not self._doze(order):
                         return False
@@ -307,6 +325,9 @@ class Loop:
 
     def _publish(self, events: Sequence[Event], stats: Stats) -> None:
         start_s = time.perf_counter()
+        # First, so that whoever has an answer can ask what was cached for it.
+        if self._kv_events is not None:
+            self._kv_events.publish()
         for alike in [[*alike] for _, alike in groupby(events, type)] or [[]]:
             try:
                 self._link.send(self._report(alike, stats))
@@ -399,13 +420,16 @@ def serve(spec: messages.WorkerSpec) -> int:
     try:
         link.report(Phase.STARTING)
         engine, info = load(spec, link)
+        kv_events, profiler = _kv_events(spec, engine), _profiler(spec)
         link.send(messages.Ready.of(info))
         # Loaded objects stay: without this every full garbage collection would walk all of them.
         gc.collect()
         gc.freeze()
         gc.enable()
-        Loop(engine, link, _threads(spec.config, info), pulse).run()
+        Loop(engine, link, _threads(spec.config, info), pulse, kv_events, profiler).run()
         engine.shutdown()
+        if kv_events is not None:
+            kv_events.close()
     except EngineError as error:
         # Only logged for debugging, as the server logs this error itself.
         log.debug("worker failed", code=error.code, reason=error.message)
@@ -421,6 +445,24 @@ def serve(spec: messages.WorkerSpec) -> int:
     finally:
         link.close()
     return 0
+
+
+def _kv_events(spec: messages.WorkerSpec, engine: AnyEngine) -> "KvEventPublisher | None":
+    """What publishes the engine's cache events, if the operator wants them."""
+    journal = engine.cache_journal if isinstance(engine, JournalingEngine) else None
+    if journal is None:
+        return None
+    config = KvEventsConfig.read(spec.config.kv_events_config)
+    assert config is not None
+    from engine.worker.kv_events import KvEventPublisher
+
+    return KvEventPublisher(journal, config, spec.rank)
+
+
+def _profiler(spec: messages.WorkerSpec) -> StepProfiler | None:
+    """What profiles steps, if the operator allows it."""
+    config = ProfilerConfig.read(spec.config.profiler_config)
+    return None if config is None else StepProfiler(config, f"{spec.model}-{os.getpid()}")
 
 
 def _threads(config: EngineConfig, info: Info) -> ComputeThreads:

@@ -76,6 +76,8 @@ class WorkerSpec(msgspec.Struct, frozen=True):
     log_level: str
     pulse_fd: int
     """The descriptor for its signs of life (`engine.processes.pulse`)."""
+    rank: int = 0
+    """Its number among the replicas of a model, counted from 0."""
 
 
 class Submit(msgspec.Struct, tag="submit", frozen=True, omit_defaults=True):
@@ -154,6 +156,12 @@ class UnloadAdapter(msgspec.Struct, tag="unload_adapter", frozen=True):
 
 class ResetPrefixCache(msgspec.Struct, tag="reset_prefix_cache", frozen=True):
     """Has requests that are sent later find nothing of earlier ones in the prefix cache."""
+
+
+class Profile(msgspec.Struct, tag="profile", frozen=True):
+    """Starts to profile steps, or stops and writes the trace."""
+
+    on: bool
 
 
 class Shutdown(msgspec.Struct, tag="shutdown", frozen=True):
@@ -293,6 +301,7 @@ ToWorker = (
     | LoadAdapter
     | UnloadAdapter
     | ResetPrefixCache
+    | Profile
     | Doze
     | WakeUp
     | Shutdown

@@ -3,6 +3,7 @@
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from engine.contract.request import Event, Request, Stats
+from engine.llm.cache.cache_journal import CacheJournal
 
 RequestT = TypeVar("RequestT", bound=Request[Any], contravariant=True)
 EventT = TypeVar("EventT", bound=Event)
@@ -76,6 +77,16 @@ class CachingEngine(Protocol):
 
     def reset_prefix_cache(self) -> None:
         """Let no later text find what is cached now. Texts that run keep what they use."""
+        ...
+
+
+@runtime_checkable
+class JournalingEngine(Protocol):
+    """An engine that can say which beginnings of texts it would find again."""
+
+    @property
+    def cache_journal(self) -> CacheJournal | None:
+        """What its cache takes in and drops; None if nobody wants to know."""
         ...
 
 

@@ -335,6 +335,11 @@ class Supervisor:
         if self._is_loaded:
             self._send(messages.ResetPrefixCache())
 
+    def profile(self, *, on: bool) -> None:
+        """Start to profile the worker's steps, or stop."""
+        if self._is_loaded:
+            self._send(messages.Profile(on))
+
     async def wait_until_idle(self) -> None:
         """Return once no request of the worker is unfinished."""
         await self._streams.wait_until_empty()

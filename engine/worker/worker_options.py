@@ -50,4 +50,5 @@ class WorkerOptions:
             log_format=self.log_format,
             log_level=self.log_level,
             pulse_fd=pulse_fd,
+            rank=spec.rank,
         )

@@ -25,7 +25,13 @@ from server.text.answer_structure import answer_structure
 from server.text.cache_marks import CacheMark
 from server.text.chat_prompt import ChatPrompt, chat_prompt
 from server.text.chat_reply import ChatReply
-from server.text.convert import chat_request, check_width, prompt_limit, text_options
+from server.text.convert import (
+    chat_request,
+    check_width,
+    kept_prompt,
+    prompt_limit,
+    text_options,
+)
 from server.text.generation import Generation
 from server.text.metrics import TextMetrics
 from server.text.picture_rows import PictureRows
@@ -139,11 +145,8 @@ async def answer_with_prompt(body: ChatCompletionRequest, client: ClientRequest)
     """
     headers = report_ignored_fields(client.request, body)
     info = await client.find(GENERATE, body.model)
-    limit = prompt_limit(body, info)
-    tokens = await _token_ids(body, client, info, limit)
-    tokens = tokens[-limit.keep_last :] if limit.keep_last else tokens
-    if len(tokens) > limit.max_tokens:
-        raise limit.exceeded(len(tokens), 0)
+    tokens = await _token_ids(body, client, info, prompt_limit(body, info))
+    tokens = kept_prompt(body, info, tokens)
     rendered = RenderedPrompt(request_id=new_id("chatcmpl"), model=info.name, token_ids=tokens)
     return Response(encode(rendered), media_type="application/json", headers=headers)
 

@@ -33,7 +33,7 @@ _GROUPS: Mapping[str, tuple[str, ...]] = {
     "KV cache": (
         *("kv_cache_memory_gib", "kv_cache_dtype", "num_kv_blocks", "block_size"),
         *("gpu_memory_utilization", "enable_prefix_caching", "prefix_cache_memory_gib"),
-        *("kv_store", "kv_store_bytes"),
+        *("kv_store", "kv_store_bytes", "kv_events_config"),
     ),
     "Scheduling": (
         *("max_num_seqs", "max_num_batched_tokens", "max_step_ms", "scheduling_policy"),

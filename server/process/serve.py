@@ -69,7 +69,8 @@ async def _serve(
     has_app = asyncio.Event()
 
     async def check_text(path: str) -> int:
-        await has_app.wait()  # which sets the check that is meant
+        await has_app.wait()
+        assert engine.check_text is not None  # the app has set the one that is meant
         return await engine.check_text(path)
 
     engine.check_text = check_text

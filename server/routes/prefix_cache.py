@@ -1,6 +1,7 @@
-"""`POST /reset_prefix_cache`, by vLLM's name, which benchmarks call before they begin."""
+"""What benchmarks call before they begin: `POST /reset_prefix_cache`, by vLLM's name, and SGLang's
+`POST /flush_cache`."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Response
 
@@ -12,12 +13,14 @@ from server.protocol.answers import change_answers
 router = APIRouter(tags=["models"])
 
 
-@router.post(
-    "/reset_prefix_cache",
-    summary="Forget cached prompts",
-    dependencies=[Depends(check_may_change)],
-    responses=change_answers("The model is being unloaded."),
-)
+_CHANGES: dict[str, Any] = {
+    "dependencies": [Depends(check_may_change)],
+    "responses": change_answers("The model is being unloaded."),
+}
+
+
+@router.post("/reset_prefix_cache", summary="Forget cached prompts", **_CHANGES)
+@router.post("/flush_cache", summary="Forget cached prompts, by SGLang's name", **_CHANGES)
 async def reset_prefix_cache(
     state: StateDep,
     model: Annotated[

@@ -61,7 +61,7 @@ MAX_LORAS = 16
 DERIVED_ENGINE_FIELDS = {"max_num_queued": "max_queued_requests"}
 """Engine fields that follow from a setting of the server and cannot be set themselves."""
 
-_ENGINE_OBJECTS = ("override_generation_config",)
+_ENGINE_OBJECTS = ("override_generation_config", "kv_events_config", "profiler_config")
 """Engine fields that are JSON objects."""
 
 

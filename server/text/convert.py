@@ -111,6 +111,15 @@ def chat_request(
     )
 
 
+def kept_prompt(request: ChatCompletionRequest, info: ModelInfo, prompt: list[int]) -> list[int]:
+    """What the engine would be asked to read of a chat's prompt.
+
+    Raises:
+        ContextLengthExceeded: prompt and requested tokens exceed the model's context.
+    """
+    return _fitted(prompt, _asked_tokens(request), info.max_model_len, info, request)[0]
+
+
 async def completion_requests(
     request: CompletionRequest,
     info: ModelInfo,
@@ -220,10 +229,7 @@ def _generate_request(
             is above max_tokens.
         ContextLengthExceeded: prompt and requested tokens exceed the model's context.
     """
-    if max_tokens == _TO_THE_END:
-        max_tokens, default_max_tokens = None, info.max_model_len
-    prompt = _truncated(prompt, request.truncate_prompt_tokens, info, given_or(max_tokens, 1))
-    max_tokens = _fitting_max_tokens(len(prompt), max_tokens, default_max_tokens, info, request)
+    prompt, max_tokens = _fitted(prompt, max_tokens, default_max_tokens, info, request)
     sampling = _sampling_params(
         request, info, max_tokens, logprobs, prompt_logprobs, tokens, structure
     )
@@ -254,11 +260,20 @@ def _generate_request(
     return made
 
 
-def _truncated(
-    prompt: list[int], keep: int | None, info: ModelInfo, num_reserved: int
-) -> list[int]:
-    keep = _num_kept(keep, info, num_reserved)
-    return prompt if keep is None else prompt[-keep:]
+def _fitted(
+    prompt: list[int], asked: int | None, default: int, info: ModelInfo, request: SamplingRequest
+) -> tuple[list[int], int]:
+    """What is kept of a prompt, and the most tokens that may follow it.
+
+    Args:
+        asked: the most tokens that the client wants.
+        default: as many are meant if it does not say.
+    """
+    if asked == _TO_THE_END:
+        asked, default = None, info.max_model_len
+    keep = _num_kept(request.truncate_prompt_tokens, info, given_or(asked, 1))
+    kept = prompt if keep is None else prompt[-keep:]
+    return kept, _fitting_max_tokens(len(kept), asked, default, info, request)
 
 
 def _num_kept(keep: int | None, info: ModelInfo, num_reserved: int) -> int | None:

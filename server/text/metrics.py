@@ -108,6 +108,10 @@ _ROWS = (
             ("prefix_cache_queries", "Prompt tokens looked up in the prefix cache."),
             ("prefix_cache_hits", "Prompt tokens found in the prefix cache."),
             ("num_preemptions", "Sequences preempted because blocks ran out."),
+            (
+                "kv_event_batches_dropped",
+                "Batches of KV events that were not published in time; a replay has them.",
+            ),
         )
     ),
     *(

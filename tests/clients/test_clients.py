@@ -21,6 +21,15 @@ LONGEST_S = 600
 
 @pytest.mark.parametrize("script", sorted(path.name for path in FOLDER.glob("*_calls.py")))
 def test_a_python_client(script):
+    run_script(script)
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in FOLDER.glob("fleet/*_calls.py")))
+def test_a_router_of_a_fleet(fleet, script):
+    run_script(f"fleet/{script}")
+
+
+def run_script(script):
     uv = [sys.executable, "-m", "uv", "run", "--quiet", "--no-project", "--isolated"]
     uv += ["--python", sys.executable, "--with-requirements", script]
     pytest_ = ["python", "-m", "pytest", "-p", "no:cacheprovider", "-W", "ignore"]

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from engine.contract.prompt_states import StatePart
 from engine.errors import InvariantViolation
+from engine.llm.cache.cache_journal import CacheJournal
 
 _DIGEST_BYTES = 32
 
@@ -62,9 +63,17 @@ class PrefixCache:
 
     Args:
         clock: `time.monotonic`, or a test's own; only pins depend on it.
+        journal: learns what is indexed no longer. Those who know a block's text tell it what is
+            indexed newly.
     """
 
-    def __init__(self, max_idle: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        max_idle: int,
+        clock: Callable[[], float] = time.monotonic,
+        journal: CacheJournal | None = None,
+    ) -> None:
+        self.journal = journal
         self._max_idle = max_idle
         self._clock = clock
         self._pins: dict[int, tuple[float, str]] = {}
@@ -99,13 +108,16 @@ class PrefixCache:
         """Whether a block is cached, whatever comes before it."""
         return (group, block_hash) in self._block_of
 
-    def register(self, block_id: int, block_hash: bytes, group: int = 0) -> None:
-        """Offer a block whose slots are all computed; does nothing if its text is indexed
-        already."""
+    def register(self, block_id: int, block_hash: bytes, group: int = 0) -> bool:
+        """Offer a block whose slots are all computed. Returns False, with nothing changed, if its
+        text is indexed already."""
         key = group, block_hash
-        if self._block_of.setdefault(key, block_id) == block_id:
-            self._key_of[block_id] = key
-            self._disowned.discard(block_id)
+        if key in self._block_of:
+            return False
+        self._block_of[key] = block_id
+        self._key_of[block_id] = key
+        self._disowned.discard(block_id)
+        return True
 
     def forget(self, block_id: int) -> None:
         """Take a held block out of the index, if it is there, because it is about to be written."""
@@ -114,6 +126,8 @@ class PrefixCache:
         if key is not None:
             del self._block_of[key]
             self._pins.pop(block_id, None)
+            if self.journal is not None:
+                self.journal.remove(*key)
 
     def clear(self) -> list[int]:
         """Let no text find what is cached now.
@@ -125,6 +139,8 @@ class PrefixCache:
         self._disowned |= self._key_of.keys() - self._idle.keys()
         for index in (self._block_of, self._key_of, self._pins, self._idle):
             index.clear()
+        if self.journal is not None:
+            self.journal.clear()
         return freed
 
     def pin(self, hashes: Iterable[bytes], num_groups: int, client: str, seconds: float) -> None:

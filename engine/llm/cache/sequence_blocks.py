@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from engine.contract.kv_layout import KvLayout
+from engine.llm.cache.cache_journal import CachedText
 from engine.llm.cache.kv_cache import BlockPool, BlockTable
 from engine.llm.cache.recurrent_slots import RecurrentState
 
@@ -134,17 +135,26 @@ class SequenceBlocks:
 
 
 def offer_cached(
-    pool: BlockPool, table: SequenceBlocks, chain: Sequence[bytes], filled: range
+    pool: BlockPool,
+    table: SequenceBlocks,
+    chain: Sequence[bytes],
+    filled: range,
+    text: CachedText | None = None,
 ) -> None:
     """Let other sequences find blocks that are full of a text's tokens.
 
     Args:
         chain: the hashes of the text's full blocks.
         filled: the numbers of the blocks to offer.
+        text: the text, if the cache has a journal.
     """
+    journal = pool.cache.journal
     for group, blocks in enumerate(table.tables):
         for index in filled:
-            pool.cache.register(blocks.block_ids[index - blocks.num_passed], chain[index], group)
+            block_id = blocks.block_ids[index - blocks.num_passed]
+            is_new = pool.cache.register(block_id, chain[index], group)
+            if is_new and journal is not None and text is not None:
+                journal.store(text, index, group)
 
 
 def find_cached(pool: BlockPool, chain: Sequence[bytes], most: int) -> CachedPrefix:

@@ -21,6 +21,7 @@ import structlog
 from engine.contract.generate import GenerateRequest, KvStoreCounts
 from engine.contract.kv_layout import KvLayout
 from engine.errors import OutOfBlocks
+from engine.llm.cache.cache_journal import CachedText
 from engine.llm.cache.kv_cache import BlockPool
 from engine.llm.cache.prefix_cache import chain_root, extend_chain
 from engine.llm.cache.sequence_blocks import find_reach
@@ -52,6 +53,8 @@ class _Held:
     """A request that waits."""
 
     request: GenerateRequest
+    chain: list[bytes]
+    """The hashes of its prompt's full blocks."""
     asked: "Future[list[Entry]]"
     moved_s: float
     """When something was last done for it."""
@@ -130,7 +133,8 @@ class Restoring:
         if num_here == len(chain):
             return False
         look = partial(_missing, self._store, layout, chain, most, here, num_here)
-        self._held[request.request_id] = _Held(request, self._store.ask(look), time.monotonic())
+        asked = self._store.ask(look)
+        self._held[request.request_id] = _Held(request, chain, asked, time.monotonic())
         return True
 
     def forget(self, request_id: str) -> None:
@@ -223,11 +227,11 @@ class Restoring:
             except queue.Empty:
                 return is_over
             held.moved_s = time.monotonic()
-            if not self._enter(entry, contents):
+            if not self._enter(held, entry, contents):
                 return True
         return False
 
-    def _enter(self, entry: Entry, contents: memoryview) -> bool:
+    def _enter(self, held: _Held, entry: Entry, contents: memoryview) -> bool:
         """Put a block into the prefix cache. Returns whether there was room."""
         assert self._store is not None
         (group, block_hash), pool = entry, self._pool()
@@ -241,6 +245,9 @@ class Restoring:
         self._store.num_read += 1
         pool.set_written(block_id, pool.block_size)
         pool.cache.register(block_id, block_hash, group)
+        if pool.cache.journal is not None:
+            text = CachedText.of(held.request, held.request.prompt_token_ids, held.chain)
+            pool.cache.journal.store(text, held.chain.index(block_hash), group)
         pool.release(block_id)
         return True
 

@@ -11,9 +11,11 @@ from engine.contract.fingerprint import fingerprint
 from engine.contract.generate import DrafterName, ModelInfo
 from engine.contract.host import Host
 from engine.contract.knob import GIB
+from engine.contract.kv_events_config import KvEventsConfig
 from engine.contract.resolved_config import ResolvedConfig
 from engine.contract.status import Phase
 from engine.contract.text_settings import TextSettings
+from engine.llm.cache.cache_journal import CacheJournal
 from engine.llm.drafts.drafter import Drafter
 from engine.llm.drafts.forced_drafts import ForcedDrafts
 from engine.llm.drafts.speculation import Speculation
@@ -94,6 +96,9 @@ def load_engine(
         store = create_store(
             files, runner.kv, intent, config, model_config, sizing.plan, checkpoint
         )
+    journal = None
+    if config.enable_prefix_caching and KvEventsConfig.read(intent.kv_events_config):
+        journal = CacheJournal(config.block_size, model_config.group_windows)
     scheduler = Scheduler(
         config,
         eos_token_ids=model_config.eos_token_ids,
@@ -103,6 +108,7 @@ def load_engine(
         drafters=drafters(config, model_config, weights.draft),
         states=kept_states(model_config, config),
         store=store,
+        journal=journal,
     )
     executor = runner if ranks is None else RankedExecutor(runner, ranks)
     engine = LLMEngine(scheduler, executor, config, adapters=weights.adapters, store=store)

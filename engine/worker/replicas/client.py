@@ -173,6 +173,10 @@ class ReplicatedEngineClient(EngineClient):
             self._workers.reset_prefix_cache(name)
             self._note_lost(name)
 
+    def profile(self, model: str, *, on: bool) -> None:
+        for name in self._workers_of(model):
+            self._workers.profile(name, on=on)
+
     def load_adapter(self, model: str, order: AdapterOrder) -> asyncio.Future[AdapterReport]:
         own = self._set(model)
         if len(own.workers) == 1:

@@ -30,10 +30,15 @@ class ReplicaSpec(ModelSpec):
 
     of: str
     """The model's id."""
+    number: int
 
     @property
     def served_as(self) -> str:
         return self.of
+
+    @property
+    def rank(self) -> int:
+        return self.number
 
 
 class ReplicaSet:
@@ -98,6 +103,7 @@ class ReplicaSet:
             device, settings = f"cuda:{number}", settings | {"replicas": 1}
         return ReplicaSpec(
             of=self.name,
+            number=number,
             ref=spec.ref,
             name=self.names[number],
             device=device,

@@ -2,8 +2,10 @@
 
 import os
 import random
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -57,3 +59,23 @@ def test_nothing_changes_if_the_file_is_impossible(tensors, tmp_path, monkeypatc
     with pytest.raises(OSError):
         ParkedMemory(folder, most)
     assert before == [one.sum(dtype=torch.float64).item() for one in tensors]
+
+
+def test_a_mapped_file_leaves_memory_and_is_read_again(tmp_path):
+    size = 24 * MIB
+    path = tmp_path / "weights"
+    path.write_bytes(os.urandom(size))
+    clean, written = (torch.from_numpy(np.memmap(path, np.uint8, "c")) for _ in range(2))
+    written[0] = 255 - written[0]
+    first, checks = int(written[0]), [one.sum().item() for one in (clean, written)]
+    before = _mapped_bytes()
+    parked = ParkedMemory(tmp_path, 1 << 30)
+    assert _mapped_bytes() < before - 0.9 * size
+    parked.restore()
+    assert checks == [one.sum().item() for one in (clean, written)]
+    assert int(written[0]) == first, "what was written is not in the file"
+
+
+def _mapped_bytes():
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"RssFile:\s+(\d+)", status)[1]) << 10

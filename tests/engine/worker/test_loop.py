@@ -12,6 +12,7 @@ from structlog.testing import capture_logs
 from engine.contract.adapter_orders import AdapterOrder, AdapterReport
 from engine.contract.generate import EngineStats, TokenEvent
 from engine.contract.request import FinishReason
+from engine.contract.settings import EngineConfig
 from engine.errors import Failure, InsufficientMemory, QueueFull
 from engine.runtime.fault import answer_for, is_out_of_memory, names_device
 from engine.runtime.threads import ComputeThreads
@@ -96,13 +97,13 @@ def serve(server):
     engine = Engine()
     threads = ComputeThreads(3, None, lambda threads: None)
 
-    def serve(*frames):
+    def serve(*frames, **more):
         link = Link(server.address)
         engine.on_step = lambda: server.socket.send(messages.encode(messages.Shutdown()))
         for frame in (*frames, messages.Abort(LAST)):
             server.socket.send(frame if isinstance(frame, bytes) else messages.encode(frame))
         with contextlib.closing(link), capture_logs() as logs:
-            Loop(engine, link, threads).run()
+            Loop(engine, link, threads, **more).run()
         return received(server), logs
 
     serve.engine = engine
@@ -117,6 +118,37 @@ def test_an_engine_forgets_what_is_cached_before_later_requests(serve):
     reset = messages.ResetPrefixCache()
     serve(messages.Submit.of(request("a")), reset, messages.Submit.of(request("b")))
     assert done == ["a", "reset", "b"]
+
+
+def test_cache_events_are_published_after_steps_and_resets(serve):
+    published, engine = [], serve.engine
+    engine.reset_prefix_cache = lambda: published.append("reset")
+    step = engine.step
+
+    def noted_step():
+        published.append("step")
+        return step()
+
+    engine.step = noted_step
+    kv_events = SimpleNamespace(publish=lambda: published.append("events"))
+    frames = messages.ResetPrefixCache(), messages.Submit.of(request("a"))
+    answers, _ = serve(*frames, kv_events=kv_events)
+    assert published[:2] == ["reset", "events"] and published[-2:] == ["step", "events"]
+    assert [e.request_id for e in events_of(answers)] == ["a"]
+
+
+def test_steps_are_profiled_between_two_of_them(serve):
+    done = []
+    profiler = SimpleNamespace(
+        switch=lambda *, on: done.append(on),
+        run=lambda step: (done.append("run"), step())[1],
+        note_step=lambda: done.append("note"),
+    )
+    frames = [messages.Profile(True), messages.Submit.of(request("a"))]
+    answers, _ = serve(*frames, profiler=profiler)
+    assert done == [True, "run", "note"] and len(events_of(answers)) == 1
+    answers, logs = serve(*frames)
+    assert len(events_of(answers)) == 1 and logs == [], "without a profiler nothing happens"
 
 
 def test_an_engine_without_work_prepares_until_it_has_nothing_to_prepare(serve, monkeypatch):
@@ -310,7 +342,7 @@ def test_garbage_is_looked_for_once_the_model_is_loaded(monkeypatch):
     monkeypatch.setattr(loop.messages.Ready, "of", lambda _: "ready")
     gc.disable()
     try:
-        spec = SimpleNamespace(pulse_fd=0, address="", config=None)
+        spec = SimpleNamespace(pulse_fd=0, address="", config=EngineConfig())
         assert loop.serve(spec) == 0
         assert seen[1:] == [False, "ready", True]
     finally:

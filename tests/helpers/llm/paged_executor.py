@@ -21,6 +21,7 @@ from engine.contract.prompt_states import StatePart
 from engine.contract.request import FinishReason
 from engine.contract.resolved_config import ResolvedConfig
 from engine.contract.sampling_params import SamplingParams
+from engine.llm.cache.cache_journal import CacheJournal
 from engine.llm.cost.step_budget import Price
 from engine.llm.decision import (
     PENDING_TOKEN_ID,
@@ -79,6 +80,7 @@ def make_scheduler(
     windows: Windows = (None,),
     drafter: Drafter | None = None,
     states: KeptStates | None = None,
+    journal: CacheJournal | None = None,
     **changes: Any,
 ) -> Scheduler:
     return Scheduler(
@@ -88,6 +90,7 @@ def make_scheduler(
         windows=windows,
         drafters={} if drafter is None else {DrafterName.LOOKUP: drafter},
         states=states,
+        journal=journal,
         clock=lambda: 100.0,
     )
 

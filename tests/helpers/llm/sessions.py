@@ -11,6 +11,7 @@ from engine.contract.groups import BeamParams, ContrastParams
 from engine.contract.picture_facts import PictureFacts
 from engine.contract.prompt_states import StatePart
 from engine.contract.resolved_config import ResolvedConfig
+from engine.llm.cache.cache_journal import CacheJournal
 from engine.llm.decision import ScheduleDecision, StepOutput
 from engine.llm.engine import LLMEngine
 from engine.llm.kept_states import MOST_ENCODED, KeptStates
@@ -170,6 +171,8 @@ class Session:
     """Completions."""
     answers: Answers = field(default_factory=dict)
     seen: Counter[str] = field(default_factory=Counter)
+    journal: CacheJournal | None = None
+    """What learns of the scheduler's cache, if a session makes it before its scheduler."""
 
     def __post_init__(self) -> None:
         self.rng = random.Random(self.seed)
@@ -192,7 +195,7 @@ class Session:
 
     def make_scheduler(self) -> Scheduler:
         states = KeptStates(self.most_kept, self.pictures, lambda part: self.num_slices)
-        return make_scheduler(self.config, self.windows, self.drafter, states)
+        return make_scheduler(self.config, self.windows, self.drafter, states, self.journal)
 
     def run(self) -> None:
         rng = self.rng

@@ -78,6 +78,7 @@ class FakeEngine(EngineClient):
         specs: what was loaded on demand, by name.
         adapter_orders: the adapters that were loaded on demand.
         resets: the models whose prefix caches were reset.
+        profiles: the orders to start to profile a model, or to stop.
         kept_alive: the idle seconds that requests have set, by model.
         load_error: what becomes of loads and wakes.
         make_info: the info of a model that is loaded.
@@ -119,6 +120,7 @@ class FakeEngine(EngineClient):
         self.specs: dict[str, ModelSpec] = {}
         self.adapter_orders: list[AdapterOrder] = []
         self.resets: list[str] = []
+        self.profiles: list[tuple[str, bool]] = []
         self.kept_alive: dict[str, float | None] = {}
         self.load_error: EngineError | None = None
         self.make_info: Callable[[ModelSpec], Info] = _info_of
@@ -219,6 +221,9 @@ class FakeEngine(EngineClient):
 
     def reset_prefix_cache(self, model: str) -> None:
         self.resets.append(model)
+
+    def profile(self, model: str, *, on: bool) -> None:
+        self.profiles.append((model, on))
 
     def load_adapter(self, model: str, order: AdapterOrder) -> "asyncio.Future[AdapterReport]":
         info = self.served[model]

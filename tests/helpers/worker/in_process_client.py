@@ -62,6 +62,9 @@ class InProcessEngineClient(EngineClient):
     def reset_prefix_cache(self, model: str) -> None:
         raise UnsupportedFeature("this engine is stepped in another thread")
 
+    def profile(self, model: str, *, on: bool) -> None:
+        raise UnsupportedFeature("this engine is stepped in another thread")
+
     def load_adapter(self, model: str, order: AdapterOrder) -> asyncio.Future[AdapterReport]:
         raise UnsupportedFeature("this engine has the adapters that it was made with")
 

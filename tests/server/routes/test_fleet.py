@@ -69,6 +69,24 @@ async def test_what_cannot_be_generated_is_not_rendered(server: TextServer, path
     assert unknown.status_code == 404
 
 
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+async def test_what_is_too_long_is_refused_in_the_same_words(server: TextServer, path: str) -> None:
+    statuses = set()
+    for length in [1, 200, 300, *random.sample(range(200, 260), 9)]:
+        text = "fox " * length
+        prompt = (
+            {"messages": [{"role": "user", "content": text}]} if path == CHAT else {"prompt": text}
+        )
+        body = {**prompt, "max_tokens": random.choice([1, 20])}
+        rendered = await server.post(f"{path}/render", **body)
+        answered = await server.post(path, **body)
+        statuses.add(rendered.status_code)
+        assert rendered.status_code == answered.status_code, length
+        if rendered.status_code == 400:
+            assert rendered.json() == answered.json(), length
+    assert statuses == {200, 400}
+
+
 async def test_limits_and_loads_in_sglangs_words(tokenizer_folder: Path) -> None:
     infos = [text_info(tokenizer_folder, name, num_kv_blocks=32) for name in ("one", "two")]
     server = TextServer(tokenizer_folder, *infos, engine={"max_num_seqs": 8})
@@ -120,13 +138,37 @@ async def test_limits_and_loads_in_sglangs_words(tokenizer_folder: Path) -> None
         }
 
 
+async def test_what_may_be_profiled_is(tokenizer_folder: Path) -> None:
+    infos = [text_info(tokenizer_folder, name) for name in ("one", "two")]
+    settings = {"engine": {"profiler_config": {"torch_profiler_dir": "/traces"}}}
+    server = TextServer(
+        tokenizer_folder, *infos, image_info("painter"), enable_runtime_loading=True, **settings
+    )
+    for path, on in (("/start_profile", True), ("/stop_profile", False)):
+        server.engine.profiles.clear()
+        assert (await server.client.post(f"{path}?model=two")).status_code == 200
+        assert server.engine.profiles == [("two", on)]
+        assert (await server.client.post(path)).status_code == 200
+        assert server.engine.profiles[1:] == [(name, on) for name in ("one", "two", "painter")]
+    for more, status, reason in (
+        ({"enable_runtime_loading": True}, 400, "profiler_config"),
+        (settings, 403, "--enable-runtime-loading"),
+    ):
+        closed = TextServer(tokenizer_folder, *infos, **more)
+        refused = await closed.client.post("/start_profile")
+        assert refused.status_code == status and reason in refused.text
+        assert closed.engine.profiles == []
+
+
 async def test_a_reset_is_for_one_text_model_or_all(tokenizer_folder: Path) -> None:
     infos = [text_info(tokenizer_folder, name) for name in ("one", "two")]
     server = TextServer(
         tokenizer_folder, *infos, image_info("painter"), enable_runtime_loading=True
     )
-    assert (await server.client.post("/reset_prefix_cache?model=two")).status_code == 200
-    assert server.engine.resets == ["two"]
-    assert (await server.client.post("/reset_prefix_cache")).status_code == 200
-    assert server.engine.resets == ["two", "one", "two"]
-    assert (await server.client.post("/reset_prefix_cache?model=painter")).status_code == 400
+    for path in ("/reset_prefix_cache", "/flush_cache"):
+        server.engine.resets.clear()
+        assert (await server.client.post(f"{path}?model=two")).status_code == 200
+        assert server.engine.resets == ["two"]
+        assert (await server.client.post(path)).status_code == 200
+        assert server.engine.resets == ["two", "one", "two"]
+        assert (await server.client.post(f"{path}?model=painter")).status_code == 400

@@ -98,7 +98,7 @@ async def test_pinned_models_stay_awake(server: TextServer) -> None:
     "path",
     [
         *("/sleep?model=x", "/wake_up?model=x", "/api/models/unload/x", "/models/pin"),
-        "/reset_prefix_cache?model=x",
+        *("/reset_prefix_cache?model=x", "/start_profile?model=x", "/stop_profile?model=x"),
     ],
 )
 async def test_models_that_are_not_there(server: TextServer, path: str) -> None:
@@ -108,7 +108,15 @@ async def test_models_that_are_not_there(server: TextServer, path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/sleep", "/wake_up", "/api/models/unload", "/models/pin", "/reset_prefix_cache"]
+    "path",
+    [
+        "/sleep",
+        "/wake_up",
+        "/api/models/unload",
+        "/models/pin",
+        "/reset_prefix_cache",
+        "/flush_cache",
+    ],
 )
 async def test_who_may_change_what_sleeps(start: Start, path: str) -> None:
     body = {"model": "other", "pinned": True}

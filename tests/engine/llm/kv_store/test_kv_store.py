@@ -8,6 +8,8 @@ import time
 import pytest
 
 from engine.errors import ModelLoadError
+from engine.llm.cache.cache_journal import StoredBlocks
+from engine.llm.cache.prefix_cache import chain_root, extend_chain
 from engine.llm.kv_store import restoring
 from engine.llm.kv_store.block_files import BlockFiles
 from tests.helpers.llm.logits import SIZES, VOCAB, alone, check_same_bits, logits_of, make_requests
@@ -110,6 +112,26 @@ def test_what_others_computed_or_salted_is_not_found(engines, llama, tiny_llama,
     ):
         engine = opened(engines, **({"folder": llama} | facts), path=tmp_path)
         assert read(engines, engine, ask)[1] == 0, facts
+
+
+def test_blocks_that_come_back_are_announced_with_their_texts(engines, folder, tmp_path):
+    ask = engines.request("a", prompt_of(random.randint(2, 6)), cache_salt="mine")
+    whole = write(engines, opened(engines, folder, tmp_path), ask)
+    told = opened(engines, folder, tmp_path, kv_events_config={"enable_kv_cache_events": True})
+    assert read(engines, told, ask)[0] == whole and told.stats().kv_store.num_blocks_read
+    (answer,), seen = whole.values(), set()
+    text = [*ask.prompt_token_ids, *answer]
+    chain = extend_chain([], chain_root("mine", None), text, BLOCK)
+    for record in told.cache_journal.take():
+        if isinstance(record, StoredBlocks) and record.hashes[0] in chain:
+            first = chain.index(record.hashes[0])
+            assert record.hashes == chain[first : first + len(record.hashes)]
+            assert record.parent == (chain[first - 1] if first else None)
+            end = first + len(record.hashes)
+            assert record.token_ids == text[first * BLOCK : end * BLOCK]
+            assert record.keys == [("mine",) if n == 0 else () for n in range(first, end)]
+            seen.update(range(first, end))
+    assert seen.issuperset(range(len(ask.prompt_token_ids) // BLOCK))
 
 
 def test_damaged_files_cost_time_only(engines, llama, tmp_path):
