@@ -76,7 +76,11 @@ _ROUTERS = (
     *(dialect.router for dialect in DIALECTS),
     models.router,  # last: a dialect answers its own clients on these paths
 )
-_RESPONSES_FAILURES = dict.fromkeys(("/v1/responses", "/responses"), responses_error_shape)
+ERROR_SHAPES = {
+    **dict.fromkeys(("/v1/responses", "/responses"), responses_error_shape),
+    **dict(dialect.failures for dialect in DIALECTS if dialect.failures is not None),
+}
+"""By the beginning of a path, how its failures are written; OpenAI's shape elsewhere."""
 
 
 def create_app(settings: Settings, engine: EngineClient) -> FastAPI:
@@ -97,8 +101,7 @@ def create_app(settings: Settings, engine: EngineClient) -> FastAPI:
     app.state.tandem = state
     for router in _ROUTERS:
         app.include_router(router)
-    shapes = dict(dialect.failures for dialect in DIALECTS if dialect.failures is not None)
-    errors.install(app, {**_RESPONSES_FAILURES, **shapes})
+    errors.install(app, ERROR_SHAPES)
     openapi.install(app, engine, {k: v for one in DIALECTS for k, v in one.bodies.items()})
     middleware.install(app, settings, state.metrics, state.usage)
     return app

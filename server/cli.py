@@ -8,6 +8,7 @@ import contextlib
 import gc
 import subprocess
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -71,6 +72,47 @@ def _serve(**values: Any) -> None:
 
 _serve.__signature__ = serve_signature()  # type: ignore[attr-defined]
 app.command("serve")(_serve)
+
+
+@app.command(short_help="Serve with several servers behind one address, by Ray Serve.")
+def ray(
+    models: Annotated[
+        list[str] | None, typer.Argument(metavar="MODEL", help="As in serve.", show_default=False)
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="As in serve: the settings of each server; all machines have the file."),
+    ] = None,
+    replicas: Annotated[int, typer.Option(min=1, help="Number of servers.")] = 1,
+    max_replicas: Annotated[
+        int | None, typer.Option(min=1, help="Start more, up to so many, when requests wait.")
+    ] = None,
+    cpus: Annotated[float, typer.Option(min=0.0, help="Cores that each server needs.")] = 1.0,
+    gpus: Annotated[float, typer.Option(min=0.0, help="GPUs that each server needs.")] = 0.0,
+    host: Annotated[str, typer.Option(help="Address of Ray's proxies.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port of Ray's proxies.")] = 8000,
+    address: Annotated[
+        str | None, typer.Option(help="Ray cluster. Default: one of this machine alone.")
+    ] = None,
+) -> None:
+    """Serve with several servers behind one address, by Ray Serve. Needs the extra `ray`."""
+    if find_spec("ray") is None:
+        raise _fail("this needs more packages: pip install 'tandem-server[ray]'")
+    from server.ray_serve.command import ray_command
+
+    settings = given(
+        models=models or None, config=None if config is None else str(config.resolve())
+    )
+    fleet = {
+        "settings": settings,
+        "min_replicas": replicas,
+        "max_replicas": max_replicas or replicas,
+        "num_cpus": cpus,
+        "num_gpus": gpus,
+    }
+    with _told_in_a_line():
+        load_settings(settings)
+    raise typer.Exit(ray_command(fleet, host=host, port=port, address=address))
 
 
 @app.command()

@@ -4,7 +4,6 @@
 """
 
 import asyncio
-import secrets
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Coroutine, Iterable
 from types import TracebackType
@@ -14,6 +13,7 @@ from engine.contract.request import Event, EventT, FinishReason
 from engine.errors import Draining, RequestAborted
 from engine.worker.client import RequestEvents
 from server.http.admission import Lease
+from server.http.home import fresh_digits
 from server.http.live_requests import Label, Progress
 from server.http.model_metrics import Outcome
 
@@ -30,7 +30,7 @@ class Held(Protocol):
 
 def new_id(prefix: str) -> str:
     """An id for a request and its answer, which nobody can guess."""
-    return f"{prefix}-{secrets.token_hex(16)}"
+    return f"{prefix}-{fresh_digits(32)}"
 
 
 class EngineRun(ABC):

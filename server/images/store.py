@@ -3,13 +3,13 @@
 A file's name is the secret: it has 192 random bits and works without an API key. Event loop only.
 """
 
-import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from engine.errors import InvalidParameter
 from server.http.expiring import ExpiringTable
+from server.http.home import fresh_digits
 
 Keep = Callable[[bytes], str]
 """Stores a file and returns its URL."""
@@ -69,7 +69,7 @@ class ImageStore:
 
     def put(self, data: bytes, output_format: str) -> str:
         """Keep a file and return its name."""
-        name = f"{secrets.token_hex(24)}.{output_format}"
+        name = f"{fresh_digits(48)}.{output_format}"
         self._files.put(name, StoredImage(data, f"image/{output_format}"), len(data))
         return name
 

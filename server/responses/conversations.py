@@ -16,6 +16,7 @@ import structlog
 from engine.errors import EngineError, InvalidParameter, UnknownConversation, UnsupportedFeature
 from server.http.errors import log_unexpected
 from server.http.expiring import ExpiringTable
+from server.http.home import fresh_digits
 from server.http.owner import Owner
 from server.http.owner_files import OwnerFiles
 from server.http.shape import encode
@@ -102,7 +103,7 @@ class ConversationStore:
                 "no conversations are kept here; set --conversations-dir, or "
                 "--response-store-bytes above 0"
             )
-        head = Head(f"conv_{uuid.uuid4().hex}", int(time.time()), metadata)
+        head = Head(f"conv_{fresh_digits(32)}", int(time.time()), metadata)
         conversation = Conversation(head, _named(map(_shown, items)), owner)
         self._check_length(conversation, "items")
         await self._write(conversation)

@@ -1,7 +1,6 @@
 """`/v1/responses`: create a response, read it again, cancel it, delete it."""
 
 import asyncio
-import uuid
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request
@@ -10,6 +9,7 @@ from fastapi import Response as HttpResponse
 from engine.contract.operations import GENERATE
 from engine.errors import InvalidParameter, UnsupportedFeature
 from server.dependencies import ClientDep, StateDep
+from server.http.home import fresh_digits
 from server.http.json_route import JsonRoute
 from server.http.log_fields import annotate
 from server.http.owner import Owner, owner_of
@@ -47,7 +47,7 @@ async def create_response(body: ResponseRequest, client: ClientDep) -> HttpRespo
     stores = _stores(body, state)
     before = await _before(body, state, owner)
     chat = chat_of(body, before)
-    unique = uuid.uuid4().hex
+    unique = fresh_digits(32)
 
     def keep(response: Response) -> None:
         if stores:

@@ -34,17 +34,24 @@ TEXT_WORK = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_rat
 
 
 class Server:
-    """One `tandem serve` process."""
+    """One `tandem serve` process.
 
-    def __init__(self, log: Path, *args: str, port: int | None = None) -> None:
+    Args:
+        command: another one that serves at `port`; nothing watches it for stalls.
+    """
+
+    def __init__(
+        self, log: Path, *args: str, port: int | None = None, command: Sequence[str] = ()
+    ) -> None:
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log_path = log
         self._stalls_path = log.with_suffix(".stalls")
         self._num_stalls = 0
+        serve = (sys.executable, _PROGRAM, "serve", "--port", str(self.port))
         with log.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, _PROGRAM, "serve", "--port", str(self.port), *args],
+                [*(command or serve), *args],
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, "COLUMNS": "200", stalls.VARIABLE: str(self._stalls_path)},
@@ -66,7 +73,7 @@ class Server:
         while time.monotonic() < deadline_s:
             if self.process.poll() is not None:
                 pytest.fail(f"the server ended with {self.process.returncode}:\n{self.log()}")
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, json.JSONDecodeError):  # a proxy may answer first
                 status, body = self.get(path)
                 if status == 200:
                     return body

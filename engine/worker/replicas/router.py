@@ -55,6 +55,7 @@ class Running:
 
     name: str
     """The replica's."""
+    replica: Replica
     job: Job
     hold: Hold
     num_pending: int
@@ -72,8 +73,16 @@ class Router:
     """
 
     def __init__(self, names: Iterable[str], *, max_idle: int, num_slots: int = 0) -> None:
-        self._replicas = {name: Replica(PrefixMap(max_idle)) for name in names}
+        self._max_idle = max_idle
+        self._replicas: dict[str, Replica] = {}
         self._num_slots = num_slots
+        self.set_replicas(names)
+
+    def set_replicas(self, names: Iterable[str]) -> None:
+        """Note which replicas there are from now on. Nothing is known of new ones."""
+        self._replicas = {
+            name: self._replicas.get(name) or Replica(PrefixMap(self._max_idle)) for name in names
+        }
 
     def work(self, name: str) -> float:
         """The unfinished work of a replica."""
@@ -90,8 +99,12 @@ class Router:
         return all(running) and sum(running) >= len(ready) + num_waking
 
     def choose(self, job: Job, among: Iterable[str]) -> str:
-        """Choose one of some replicas, of which there is at least one. Ties go to the one with the
-        fewest requests, then to the one that was chosen least."""
+        """Choose one of some replicas, of which there is at least one."""
+        return self.ranked(job, among)[0]
+
+    def ranked(self, job: Job, among: Iterable[str]) -> list[str]:
+        """Some replicas, the best one first. Among equals that is the one with the fewest requests,
+        then the one that was chosen least."""
 
         def cost(name: str) -> tuple[float, int, int]:
             one = self._replicas[name]
@@ -99,13 +112,13 @@ class Router:
             tokens = job.uncached_tokens(one.prefixes.match(job.chain)) + ADAPTER_TOKENS * missing
             return one.work + price(tokens), one.num_running, one.num_chosen
 
-        return min(among, key=cost)
+        return sorted(among, key=cost)
 
     def begin(self, job: Job, name: str) -> Running:
         """Note that a replica takes a request."""
         replica = self._replicas[name]
         hold = replica.prefixes.hold(job.chain)
-        running = Running(name, job, hold, job.uncached_tokens(hold.num_known))
+        running = Running(name, replica, job, hold, job.uncached_tokens(hold.num_known))
         replica.num_running += 1
         replica.num_chosen += 1
         replica.work += running.num_pending + job.work
@@ -118,7 +131,7 @@ class Router:
 
     def note_first_token(self, running: Running, num_cached_tokens: int) -> None:
         """Note that a request's prompt is computed, and how much of it was cached."""
-        replica = self._replicas[running.name]
+        replica = running.replica
         running.has_begun = True
         replica.work -= running.num_pending
         running.num_pending = 0
@@ -127,7 +140,7 @@ class Router:
 
     def end(self, running: Running) -> None:
         """Note that a request has ended, for whatever reason."""
-        replica = self._replicas[running.name]
+        replica = running.replica
         replica.num_running -= 1
         replica.work -= running.num_pending + running.job.work
         if not replica.num_running:

@@ -1,0 +1,17 @@
+"""Ids of what a server keeps. They end with its name if it has others beside it behind one address:
+who is asked for such an id can find the server that has made it.
+"""
+
+import secrets
+from contextvars import ContextVar
+
+HOME: ContextVar[str] = ContextVar("HOME", default="")
+"""The name of the server that answers the request, in hexadecimal digits; empty if it is the only
+one."""
+
+
+def fresh_digits(number: int) -> str:
+    """So many random hexadecimal digits, which nobody can guess; the last ones are the server's
+    name."""
+    home = HOME.get()
+    return secrets.token_hex(number // 2)[: number - len(home)] + home
