@@ -21,8 +21,6 @@ _INSTEAD: Mapping[str, str] = {
         "the server does not train; use the command tandem lora-train, and load the result with "
         "POST /v1/load_lora_adapter"
     ),
-    "/start_profile": "no profiles are taken here; see tandem_step_time_seconds in GET /metrics",
-    "/stop_profile": "no profiles are taken here; see tandem_step_time_seconds in GET /metrics",
     "/generate": "use /completion or /v1/completions",
     "/sdapi/v1/system-info": "see GET /metrics",
     "/sdapi/v1/skip": (

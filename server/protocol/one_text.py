@@ -29,6 +29,7 @@ _OF_CHATS: Mapping[str, tuple[Any, ...]] = {
     "semantic_entropy": (False,),
     "semantic_threshold": (),
     "embedding_model": (),
+    "kv_transfer_params": (),
 }
 """Fields that only chats have, with the values that ask for nothing and pass."""
 

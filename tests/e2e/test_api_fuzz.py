@@ -24,7 +24,7 @@ NOT_GUESSED = (
     *("/api/pull", "/api/show"),
     *("/models/load", "/models/unload", "lora_adapter", "/props", "/slots", "/infill"),
     *("/sleep", "/wake_up", "/is_sleeping", "/models/pin"),
-    *("/server_info", "/reset_prefix_cache"),
+    *("/server_info", "/reset_prefix_cache", "/flush_cache", "_profile"),
 )
 """Of pictures, ids and names; tests/server/images/test_fuzz.py has real ones. What loads models is
 off, and the model fills no gaps."""

@@ -20,7 +20,7 @@ async def test_a_short_soak_is_clean_and_told(tmp_path):
         await soak.end()
     run = soak.run
     assert run.problems == []
-    assert len(run.quiet) == 2
+    assert 1 <= len(run.quiet) <= 2, "a lap may take the time of both"
     assert sum(run.compared.values()) > 0
     told = {"seed": plan.seed, "users": 3, "lap_s": 2.5, "started_at": "2026", "commit": "c"}
     text = sections({"soak": told | {"uncommitted_changes": False} | run.to_json()})["soak"]

@@ -52,11 +52,14 @@ Check = Callable[[], object]
 
 
 def modules() -> Iterator[tuple[str, Check]]:
-    """Every module of ours but kernels for a GPU, which the extra `gpu` is for."""
+    """Every module of ours but kernels for a GPU and parts of Ray's processes, which the extras
+    `gpu` and `ray` are for."""
     for package in ("server", "engine", "kernels", "loadtest", "evaluation"):
         root = importlib.import_module(package)
         for found in pkgutil.walk_packages(root.__path__, f"{package}."):
             parts = found.name.split(".")
+            if found.name in ("server.ray_serve.application", "server.ray_serve.router"):
+                continue
             if parts[-1] == "__main__" or "triton" in found.name or "_interpreter" in parts:
                 continue
             yield f"module {found.name}", lambda name=found.name: importlib.import_module(name)

@@ -52,6 +52,7 @@ from engine.weights.panel_file import PanelFile
 from engine.weights.source import Checkpoint
 from engine.weights.stored_bits import FEW_BITS
 from engine.weights.weight_plan import WeightPlan
+from kernels import native
 from kernels.cache_folder import cache_folder
 
 log = structlog.get_logger(__name__)
@@ -178,7 +179,7 @@ def load_weights(
     """
     config = sizing.config
     panels = None
-    if config.device == "cpu" and intent.panel_file_gib:
+    if config.device == "cpu" and intent.panel_file_gib and native.library() is not None:
         rank = f"rank {parallel.rank} of {parallel.size}"
         panels = PanelFile(
             cache_folder().with_name("panels"),
