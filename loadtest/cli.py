@@ -10,7 +10,6 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from loadtest import run_options as given
 from loadtest.cli_run import EXIT_INTERRUPTED, run
 from loadtest.compare import Comparison, NoiseLimit
 from loadtest.decoding import DecodingComparison

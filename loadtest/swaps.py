@@ -18,7 +18,7 @@ from PIL import Image
 from loadtest.client import error_text
 from loadtest.exchange import Connector, ExchangeError, Origin
 from loadtest.interrupt import Interrupt
-from loadtest.launch import ServerCommand, launched
+from loadtest.launch import ServerCommand, launched, text_probe
 from loadtest.noise import CpuTimes, cpu_shares
 from loadtest.plan import (
     check_keys,
@@ -157,8 +157,12 @@ async def measure_swaps(plan: SwapPlan, session: Session, interrupt: Interrupt) 
     runs = list[dict[str, Any]]()
     for server in plan.servers:
         rng = random.Random(session.seed)
-        async with launched(server, server.log_path(session.log_dir)) as launch:
-            swapper = Swapper(server.url, orders(plan.models, rng))
+        some = orders(plan.models, rng)
+        texts = dict.fromkeys(one.model for one in some if one.kind == "text")
+        probes = [text_probe(server, model) for model in texts]
+        log = server.log_path(session.log_dir)
+        async with launched(server, log, probes=probes) as launch:
+            swapper = Swapper(server.url, some)
             await swapper.learn()
             before = CpuTimes.read([launch.pid])
             run = await swapper.measure(plan.users, plan.seconds, launch.pid, rng)
