@@ -78,7 +78,7 @@ async def test_lost_and_different_answers_and_loads_are_counted(url: str) -> Non
 
 async def test_a_first_answer_that_does_not_come_ends_the_run(url: str) -> None:
     swapper = Swapper(url, [Order("m", "text", {"prompt": "p"})] * 5)
-    with pytest.raises(RuntimeError, match="^m: the stream ended too early"):
+    with pytest.raises(RuntimeError, match=r"^m: the stream ended too early"):
         await swapper.learn()
 
 

@@ -121,7 +121,7 @@ class Router:
         then the one that was given the least work."""
         loads = self.loads(among)
 
-        def cost(name: str) -> tuple[float, int, int]:
+        def cost(name: str) -> tuple[float, int, float]:
             one = self._replicas[name]
             missing = sum(adapter not in one.adapters for adapter in job.adapters)
             tokens = job.uncached_tokens(one.prefixes.match(job.chain)) + ADAPTER_TOKENS * missing
