@@ -1,6 +1,6 @@
 """Every failure that the engine tells its callers about.
 
-    EngineError                     code, retryable
+    EngineError                     code
     ├─ RequestError                 the caller's fault; never retry unchanged
     │  ├─ InvalidParameter          a field has a bad value (names the field)
     │  ├─ ContextLengthExceeded     prompt plus requested tokens do not fit
@@ -47,7 +47,6 @@ class EngineError(Exception):
     people."""
 
     code: str = "engine_error"
-    retryable: bool = False
     retry_after_s: int | None = None
     """When to try again, if that is known."""
     hint: str | None = None
@@ -120,7 +119,6 @@ class UnsupportedFeature(RequestError):
 
 class CapacityError(EngineError):
     code = "over_capacity"
-    retryable = True
 
 
 class QueueFull(CapacityError):
@@ -137,22 +135,18 @@ class ModelNotReady(CapacityError):
 
 class ModelUnloading(CapacityError):
     code = "model_unloading"
-    retryable = False
 
 
 class TooManyModels(CapacityError):
     code = "too_many_models"
-    retryable = False
 
 
 class TooManyAdapters(CapacityError):
     code = "too_many_adapters"
-    retryable = False
 
 
 class OutOfBlocks(CapacityError):
     code = "out_of_kv_blocks"
-    retryable = False
 
 
 class RequestAborted(EngineError):
@@ -193,7 +187,6 @@ class InternalError(EngineError):
 
 class EngineDead(InternalError):
     code = "engine_dead"
-    retryable = True
 
 
 class RequestFailed(InternalError):

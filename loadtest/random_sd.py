@@ -72,6 +72,19 @@ def write_random_model(folder: Path, size: str, *, dtype: str) -> None:
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(folder)
+    _name_as_published(folder / "text_encoder" / "model.safetensors")
+
+
+def _name_as_published(text_encoder: Path) -> None:
+    """Give the text encoder the names that published checkpoints have, with `text_model.` in front.
+
+    transformers 5 writes them without it; stable-diffusion.cpp finds only the published ones.
+    """
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(text_encoder)
+    named = {f"text_model.{name.removeprefix('text_model.')}": tensors[name] for name in tensors}
+    save_file(named, text_encoder, metadata={"format": "pt"})
 
 
 def _models(shape: Shape) -> dict[str, Any]:

@@ -3,10 +3,9 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from engine.contract.draw import ImageModelInfo
 from engine.contract.generate import ModelInfo
 from engine.contract.kinds import KINDS
-from engine.contract.operations import DRAW, GENERATE, AnyOperation, Operation, operation_of
+from engine.contract.operations import GENERATE, AnyOperation, Operation, operation_of
 from engine.contract.request import AdaptableInfo, Info, InfoT
 from engine.contract.settings import EngineConfig
 from engine.contract.status import ModelStatus, Phase
@@ -31,11 +30,6 @@ def find_model(engine: EngineClient, name: str | None) -> ModelInfo:
         ModelUnloading: it is being unloaded.
     """
     return find_offering(engine, GENERATE, name)
-
-
-def find_image_model(engine: EngineClient, name: str | None) -> ImageModelInfo:
-    """The ready image model with this id, found as `find_model` finds a text model."""
-    return find_offering(engine, DRAW, name)
 
 
 def find_any_model(engine: EngineClient, name: str) -> Info:

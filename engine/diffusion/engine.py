@@ -161,6 +161,7 @@ class DiffusionEngine:
         events += self._admit()
         decision, failures = self._decide()
         events += failures
+        self._decoder.is_alone = decision is None
         if decision is not None:
             events += self._run(decision)
         # With nothing to compute this waits for the decoder instead of spinning.

@@ -23,6 +23,7 @@ from engine.diffusion.families.row_layouts import is_exact
 from engine.errors import ModelLoadError
 from engine.lora.images.image_adapters import load_image_adapters
 from engine.lora.loaded_adapters import AdapterLimits
+from engine.runtime.allocator import LARGEST_MAP_BYTES, keep_freed_memory
 from engine.runtime.device import machine_facts, torch_dtype
 from engine.runtime.operations import build_operations
 from engine.runtime.threads import limit_threads
@@ -46,6 +47,7 @@ def load_engine(
     started_s = time.monotonic()
     machine = machine_facts(intent.device)
     limit_threads(intent.num_threads or machine.num_cores)
+    keep_freed_memory(LARGEST_MAP_BYTES)
     if machine.device == "cpu":
         build_operations(host)
     dtype_name = image_dtype(intent, machine.device)

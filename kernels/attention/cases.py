@@ -40,6 +40,7 @@ CASES = (
     Case("sd15_cross", 2, 2, 64, 77, 160),
     Case("sdxl_cross", 2, 2, 37, 77, 64),
     Case("wide_head", 1, 1, 5, 9, 256),
+    Case("decoder", 1, 1, 70, 70, 512),
     Case("odd", 2, 3, 7, 5, 33),
     Case("one_of_each", 1, 1, 1, 1, 1),
     Case("heads_first", 2, 3, 6, 18, 48, interleaved=False),
@@ -52,7 +53,9 @@ BENCHMARKS = {
     "cpu": (
         Case("shapes self 32 rows", 32, 2, 256, 256, 32),
         Case("sd15 self 2 rows", 2, 8, 1024, 1024, 80),
+        Case("sd15 self 2 rows, 512 px", 2, 8, 4096, 4096, 40),
         Case("sd15 cross 2 rows", 2, 8, 4096, 77, 40),
+        Case("decoder 512 px", 1, 1, 4096, 4096, 512),
     ),
     "cuda": (
         Case("sd15 self 8 rows", 8, 8, 4096, 4096, 40),

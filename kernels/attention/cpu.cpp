@@ -12,9 +12,11 @@ namespace {
 using native::kLanes;
 using native::Lanes;
 
-constexpr int64_t kQueries = 4;  // Computed together, so that a packed vector is loaded once.
+// Queries computed together, so that a packed vector is loaded once and sums do not wait for each
+// other.
+constexpr int64_t kQueries = kLanes == 16 ? 8 : 4;
 // Vectors of values per pass: kQueries times as many accumulators, in 32 registers or 16.
-constexpr int64_t kMaxVectors = kLanes == 16 ? 6 : 3;
+constexpr int64_t kMaxVectors = 3;
 constexpr int64_t kMinChunk = 64;  // Queries that make packing worthwhile.
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -44,7 +46,10 @@ struct Pairs {
     return (Lanes)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_loadu_si512(packed),
                                    (__m512bh)_mm512_set1_epi32(bits));
   }
-  static void store(uint16_t* to, Lanes x) { native::store((native::BFloat16*)to, x); }
+  // Rounds as `native::store` does, in one instruction; weights are neither NaN nor denormal.
+  static void store(uint16_t* to, Lanes x) {
+    _mm256_storeu_si256((__m256i*)to, (__m256i)_mm512_cvtneps_pbh((__m512)x));
+  }
 };
 #endif
 
@@ -139,12 +144,12 @@ class Head {
     for (int64_t d = 0; d < dim_groups_; ++d)
 #pragma GCC unroll 2
       for (int64_t b = 0; b < blocks; ++b)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int64_t q = 0; q < kQueries; ++q)
           sums[q][b] = Products::multiply_add(
               sums[q][b], packed + (b * dim_groups_ + d) * kLanes * kDepth,
               query + (q * dim_groups_ + d) * kDepth);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int64_t q = 0; q < kQueries; ++q)
 #pragma GCC unroll 2
       for (int64_t b = 0; b < blocks; ++b)
@@ -175,10 +180,7 @@ class Head {
     switch (vectors) {
       case 1: return mix<1>(first, sums, out, out_stride, count);
       case 2: return mix<2>(first, sums, out, out_stride, count);
-      case 3: return mix<3>(first, sums, out, out_stride, count);
-      case 4: return mix<4>(first, sums, out, out_stride, count);
-      case 5: return mix<5>(first, sums, out, out_stride, count);
-      default: return mix<6>(first, sums, out, out_stride, count);
+      default: return mix<3>(first, sums, out, out_stride, count);
     }
   }
 
@@ -188,17 +190,17 @@ class Head {
     const Element* packed = &values_[first * kLanes * kDepth];
     const Element* weights = weights_.data();
     for (int64_t k = 0; k < key_groups_; ++k)
-#pragma GCC unroll 6
+#pragma GCC unroll 3
       for (int64_t v = 0; v < vectors; ++v)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int64_t q = 0; q < kQueries; ++q)
           mixed[q][v] = Products::multiply_add(mixed[q][v],
                                                packed + (k * vectors_ + v) * kLanes * kDepth,
                                                weights + q * padded_keys() + k * kDepth);
     // In registers, since every loop over them is unrolled and nothing takes their address.
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int64_t q = 0; q < kQueries; ++q)
-#pragma GCC unroll 6
+#pragma GCC unroll 3
       for (int64_t v = 0; v < vectors; ++v)
         native::store(mixed_ + (q * vectors + v) * kLanes, mixed[q][v] / native::fill(sums[q]));
     int64_t begin = first * kLanes, width = std::min(head_dim_ - begin, vectors * kLanes);

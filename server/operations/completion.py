@@ -70,7 +70,14 @@ async def answer_with_prompts(body: CompletionRequest, client: ClientRequest) ->
     info = await client.find(GENERATE, body.model)
     text = await client.state.texts.get(info)
     prompts = await until_disconnect(client.request.receive, _token_ids(body, text, info))
-    requests = await completion_requests(body, info, prompts, request_id=new_id("cmpl"))
+    requests = await completion_requests(
+        body,
+        info,
+        prompts,
+        request_id=new_id("cmpl"),
+        tokens=await find_tokens(body, text),
+        negative=await _negative_ids(body, text, info),
+    )
     rendered = [
         RenderedPrompt(
             request_id=request.request_id, model=info.name, token_ids=request.prompt_token_ids

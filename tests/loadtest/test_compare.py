@@ -1,4 +1,3 @@
-import asyncio
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -6,13 +5,13 @@ from typing import Any
 import pytest
 
 from loadtest.compare import Comparison, NoiseLimit
-from loadtest.interrupt import Interrupt
 from loadtest.plan import ComparisonPlan
 from loadtest.points import points, prompt_tokens
 from tests.helpers.loadtest.comparisons import (
     WORDS,
     assert_stopped,
     completed,
+    interrupted,
     quiet_session,
     server_at,
 )
@@ -102,22 +101,14 @@ async def test_noisy_runs_are_repeated_with_new_prompts(
 
 async def test_an_interrupt_keeps_complete_points(plan: ComparisonPlan, tmp_path: Path) -> None:
     saved: list[int] = []
-
-    async def work() -> None:
-        async with Interrupt() as interrupt:
-            running.append(interrupt)
-            await measured.run(interrupt)
-
-    running: list[Interrupt] = []
-    measured = comparison(
-        plan,
-        tmp_path,
-        NoiseLimit(max_others=1.0),
-        say=lambda line: running[0].fire() if "c=2" in line else None,
-        save=lambda document: saved.append(len(document["runs"])),
+    await interrupted(
+        lambda interrupt: comparison(
+            plan,
+            tmp_path,
+            NoiseLimit(max_others=1.0),
+            say=lambda line: interrupt() if "c=2" in line else None,
+            save=lambda document: saved.append(len(document["runs"])),
+        )
     )
-    with pytest.raises(asyncio.CancelledError):
-        await asyncio.create_task(work())
-    assert measured.document["partial"] is True
     assert saved == [2]
     await assert_stopped(*plan.servers)

@@ -1,6 +1,5 @@
 """What decoding features cost: the plan, the runs and the section of the page."""
 
-import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,13 @@ import pytest
 from loadtest.decoding import DecodingComparison
 from loadtest.decoding_plan import DecodingCase, DecodingPlan, load_decoding_plan
 from loadtest.decoding_report import decoding_section
-from loadtest.interrupt import Interrupt
 from loadtest.results import DECODING_FORMAT
 from server.protocol.completions import CompletionRequest
 from tests.helpers.loadtest.comparisons import (
     WORDS,
     assert_stopped,
     completed,
+    interrupted,
     quiet_session,
     server_at,
 )
@@ -125,22 +124,15 @@ async def test_an_interrupt_keeps_what_is_complete(
     tmp_path: Path, unused_tcp_port_factory: Any
 ) -> None:
     saved: list[int] = []
-
-    async def work() -> None:
-        async with Interrupt() as interrupt:
-            running.append(interrupt)
-            await comparison.run(interrupt)
-
-    running: list[Interrupt] = []
-    comparison = _comparison(
-        _plan(unused_tcp_port_factory(), unused_tcp_port_factory()),
-        tmp_path,
-        say=lambda line: running[0].fire() if line.startswith("repeat 2") else None,
-        save=lambda document: saved.append(len(document["runs"])),
+    plan = _plan(unused_tcp_port_factory(), unused_tcp_port_factory())
+    await interrupted(
+        lambda interrupt: _comparison(
+            plan,
+            tmp_path,
+            say=lambda line: interrupt() if line.startswith("repeat 2") else None,
+            save=lambda document: saved.append(len(document["runs"])),
+        )
     )
-    with pytest.raises(asyncio.CancelledError):
-        await asyncio.create_task(work())
-    assert comparison.document["partial"] is True
     assert saved == [0, 8, 8]
 
 

@@ -1,8 +1,12 @@
 """The fuzzer: trials repeat, what goes wrong is found and kept, and unharmed requests are right."""
 
 import json
+import os
 import random
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
+from types import SimpleNamespace
 
 import pytest
 
@@ -108,3 +112,27 @@ try:
 except UnsupportedArchitecture:
     print({name for name in set(sys.modules) - before if name.startswith("spandrel")} or "set()")
 """
+
+
+@pytest.mark.parametrize(("num_busy", "is_found"), [(2, False), (99, True)])
+def test_what_remains_after_a_round_is_found(num_busy, is_found, tmp_path, monkeypatch):
+    pages = iter([1.0, *[1.0] * num_busy])  # one is read at the start
+
+    class Metrics(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            page = f'tandem_kv_cache_usage_ratio{{model_name="a"}} {next(pages, 0.0)}\n'
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(page.encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    monkeypatch.setattr(surface, "_NUM_LOOKS", 5)
+    findings = Findings(tmp_path, lambda line: None)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Metrics) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        place = SimpleNamespace(url=f"http://127.0.0.1:{server.server_port}", pid=os.getpid())
+        surface.Surface(place, 1, findings)._wait_until_quiet("1 round 0")
+        server.shutdown()
+    assert findings.kinds == ({"kv_cache_usage_ratio not zero": 1} if is_found else {})

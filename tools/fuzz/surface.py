@@ -1,6 +1,7 @@
 """The HTTP surface of a server that runs: requests made up from its OpenAPI document, and changed
-requests of clients of all dialects (`requests.json`)."""
+requests of clients of all dialects (`requests.json`), some of which leave before their answer."""
 
+import contextlib
 import json
 import random
 import re
@@ -12,9 +13,10 @@ from typing import Any
 import requests
 from PIL import Image
 
+from loadtest.processes import ProcessStat
 from tools.endurance.judge import growths
 from tools.endurance.order import Names, data_url
-from tools.endurance.sample import Sample, look, sums_over_models
+from tools.endurance.sample import WORK, Sample, look, sums_over_models
 from tools.endurance.served import Material, Server
 from tools.fuzz.findings import Findings
 from tools.fuzz.mutations import changed_bytes, changed_json
@@ -24,6 +26,14 @@ _TIMEOUT_S = 600.0
 _NUM_CHANGED = 200
 _NUM_MADE = 4
 """Requests of one round: changed ones, and for each operation of the document."""
+_LEAVING = 0.15
+"""Share of the changed requests whose client leaves."""
+_MOST_WAIT_S = 0.3
+"""A client that leaves waits up to this long before."""
+_CPU_S = 3.0
+"""Processor time of the server's own process for one request. Others' requests wait meanwhile."""
+_NUM_LOOKS = 1000
+"""How often to look, 50 ms apart, for the end of what nobody waits for any more."""
 _RESTARTS = re.compile("engine_restarts_total")
 _ENDLESS = "GET /models/sse"
 _FAULTS = (b'"internal_error"', b'"request_failed"', b'"engine_dead"')
@@ -63,6 +73,7 @@ class Surface:
         while not self.is_stopped and (elapsed_s := time.monotonic() - self._began) < seconds:
             self._changed(every, f"{self._seed} changed {number}")
             self._made_up(f"{self._seed} made {number}")
+            self._wait_until_quiet(f"{self._seed} round {number}")
             self._samples.append(look(self._server.pid, elapsed_s, {}))
             if (num_restarts := self._num_restarts()) > self._restarts:
                 self._restarts = num_restarts
@@ -70,7 +81,28 @@ class Surface:
             number += 1
         for fit in growths(self._samples, 0.25 * seconds):
             if fit.is_too_much:
-                self._findings.add(f"growth of {fit.name}", str(self._seed), repr(fit), {})
+                self._findings.add(f"growth of {fit.name}", str(self._seed), self._growth(), {})
+
+    def _growth(self) -> str:
+        """All series, each at the beginning, in the middle and at the end."""
+        chosen = [self._samples[at].values() for at in (0, len(self._samples) // 2, -1)]
+        return "\n".join(
+            f"{name}: {', '.join(f'{sample.get(name, 0):.0f}' for sample in chosen)}"
+            for name in chosen[-1]
+        )
+
+    def _wait_until_quiet(self, trial: str) -> None:
+        """Nobody asks any more: no request may be left, and no block be held."""
+        for _ in range(_NUM_LOOKS):
+            if not (work := self._work()):
+                return
+            time.sleep(0.05)
+        self._findings.add(f"{', '.join(sorted(work))} not zero", trial, repr(work), {})
+
+    def _work(self) -> dict[str, float]:
+        """The gauges of work that are not zero."""
+        text = self._session.get(f"{self._server.url}/metrics").text
+        return {name: value for name, value in sums_over_models(text, WORK).items() if value}
 
     def _changed(self, orders: list[dict[str, Any]], trial: str) -> None:
         rng = random.Random(trial)
@@ -82,7 +114,11 @@ class Surface:
                 body = changed_bytes(body, rng)
             url = f"{self._server.url}{order['path']}"
             headers = {"Content-Type": "application/json"}
-            self._send(requests.Request("POST", url, headers, data=body), trial)
+            made = requests.Request("POST", url, headers, data=body)
+            if rng.random() < _LEAVING:
+                self._send_and_leave(made, rng.uniform(0.001, _MOST_WAIT_S))
+            else:
+                self._send(made, trial)
 
     def _made_up(self, trial: str) -> None:
         import hypothesis
@@ -109,18 +145,29 @@ class Surface:
 
             send()
 
+    def _send_and_leave(self, made: requests.Request, wait_s: float) -> None:
+        """Close the connection, whether the answer has begun or not."""
+        request = made.prepare()
+        request.headers["Connection"] = "close"
+        with contextlib.suppress(requests.ReadTimeout):
+            self._session.send(request, timeout=(_TIMEOUT_S, wait_s), stream=True).close()
+        self.statuses["left"] += 1
+
     def _send(self, made: requests.Request, trial: str) -> None:
         try:
             request = made.prepare()
         except ValueError:
             return  # no client can send this
         request.headers["Connection"] = "close"  # else one may be sent as the server closes
+        cpu_s = self._server_cpu_s()
         try:
             response = self._session.send(request, timeout=_TIMEOUT_S)
         except requests.RequestException as error:
             self._found(type(error).__name__, request, trial)
             return
         self.statuses[str(response.status_code)] += 1
+        if self._server_cpu_s() > cpu_s + _CPU_S:
+            self._found("busy for long", request, trial, response.content)
         if response.status_code >= 500 or any(fault in response.content for fault in _FAULTS):
             self._found(f"HTTP {response.status_code}", request, trial, response.content)
 
@@ -132,6 +179,11 @@ class Surface:
         sent = f"{request.method} {request.path_url}\n{dict(request.headers)}"
         kind = f"{request.method} {path}: {what}"
         self._findings.add(kind, trial, sent, {"body": body, "answer": answer})
+
+    def _server_cpu_s(self) -> float:
+        """Processor time of the process in which all requests meet."""
+        stat = ProcessStat.read(self._server.pid)
+        return 0.0 if stat is None else stat.cpu_s
 
     def _num_restarts(self) -> float:
         """How often workers have died."""

@@ -7,6 +7,7 @@ says.
 import torch
 from diffusers import AutoencoderKL
 
+from engine.diffusion.families.cpu_calls import CpuCalls
 from engine.diffusion.families.fused_layers import fuse_layers
 
 _FIT_CELLS = 32
@@ -52,7 +53,8 @@ class Autoencoder:
             scaled: whether to scale the latents; InstructPix2Pix takes its image unscaled.
         """
         pixels = image.to(device=self._device, dtype=self._dtype)
-        posterior = self._vae.encode(pixels).latent_dist
+        with CpuCalls():
+            posterior = self._vae.encode(pixels).latent_dist
         latents = posterior.mode() if generator is None else posterior.sample(generator)
         plain: torch.Tensor = latents.float()
         return (plain - self._shift) * self._scale if scaled else plain
@@ -62,7 +64,8 @@ class Autoencoder:
         """Decode scaled latents `[N, C, h, w]` to pixels `[N, 3, H, W]`, fp32, clipped to [-1,
         1]."""
         unscaled = latents / self._scale + self._shift
-        pixels = self._vae.decode(unscaled.to(device=self._device, dtype=self._dtype)).sample
+        with CpuCalls():
+            pixels = self._vae.decode(unscaled.to(device=self._device, dtype=self._dtype)).sample
         clipped: torch.Tensor = pixels.float().clamp(-1.0, 1.0)
         return clipped
 

@@ -22,6 +22,13 @@ if TYPE_CHECKING:
     from engine.diffusion.noise_schedule import NoiseSchedule
 
 
+GENERAL_TASKS = (
+    ImageTask.TEXT_TO_IMAGE,
+    ImageTask.IMAGE_TO_IMAGE,
+    ImageTask.INPAINT,
+    ImageTask.RESTORE,
+)
+"""What any denoiser of plain latents does."""
 _RESTORED_AREAS = 16
 """The largest picture redrawn in tiles, as a multiple of the model's own area."""
 

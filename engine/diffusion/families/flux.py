@@ -17,7 +17,7 @@ from engine.contract.draw import DenoisingFacts, GuidanceKind, ImageTask
 from engine.contract.reference_images import ReferenceFacts
 from engine.diffusion.families.autoencoder import Autoencoder
 from engine.diffusion.families.components import ComponentFolder
-from engine.diffusion.families.family import FamilyFacts, Row
+from engine.diffusion.families.family import GENERAL_TASKS, FamilyFacts, Row
 from engine.diffusion.families.flow_schedules import FlowSchedules
 from engine.diffusion.families.flux_names import original_names
 from engine.diffusion.families.options import LoadOptions
@@ -36,12 +36,6 @@ from engine.weights.source import Checkpoint
 _PATCH = 2
 """The latent cells of a token, on a side."""
 _MAX_SHIFT = 1.15
-_GENERAL_TASKS = (
-    ImageTask.TEXT_TO_IMAGE,
-    ImageTask.IMAGE_TO_IMAGE,
-    ImageTask.INPAINT,
-    ImageTask.RESTORE,
-)
 _PROMPT_TOKENS = 512
 _SCHNELL_PROMPT_TOKENS = 256
 """The lengths to which prompts are padded, as in the models' training."""
@@ -249,12 +243,12 @@ def _facts(
 ) -> FamilyFacts:
     """The facts, with the defaults of the model cards."""
     steps, scale = (28, 3.5) if takes_guidance else (4, 1.0)
-    tasks: tuple[ImageTask, ...] = _GENERAL_TASKS
+    tasks: tuple[ImageTask, ...] = GENERAL_TASKS
     references = None
     if fills:
         tasks, steps, scale = (ImageTask.INPAINT,), 50, 30.0
     elif edits:
-        tasks, scale = (*_GENERAL_TASKS, ImageTask.EDIT), 2.5
+        tasks, scale = (*GENERAL_TASKS, ImageTask.EDIT), 2.5
         references = ReferenceFacts(
             max_images=1, size_multiple=autoencoder.factor * _PATCH, sizes=KONTEXT_SIZES
         )

@@ -31,12 +31,11 @@ from engine.diffusion.families.options import LoadOptions
 from engine.diffusion.families.pipeline_facts import FLUX_2 as FLUX_2_FACTS
 from engine.diffusion.families.quantized import load_transformer, quantize
 from engine.diffusion.families.row_layouts import stack_timesteps
-from engine.diffusion.families.transformer_family import TransformerFamily
+from engine.diffusion.families.transformer_family import TransformerFamily, check_channels
 from engine.diffusion.noise_schedule import NoiseSchedule
 from engine.diffusion.prompt.language_model import LanguageModelEncoder
 from engine.diffusion.prompt.states import PromptStates
 from engine.diffusion.prompt.text import PromptText
-from engine.errors import UnsupportedArchitecture
 from engine.lora.images.layers import AdaptedLayers
 from engine.weights.source import Checkpoint
 
@@ -117,11 +116,7 @@ class Flux2Family(TransformerFamily):
         device: torch.device,
     ) -> None:
         config = transformer.config
-        if config.in_channels != autoencoder.channels:
-            raise UnsupportedArchitecture(
-                f"the transformer takes {config.in_channels} channels and the VAE makes "
-                f"{autoencoder.channels}; only plain FLUX.2 checkpoints are supported"
-            )
+        check_channels(config, autoencoder, "FLUX.2")
         super().__init__(transformer, autoencoder, dtype=dtype, device=device)
         self._encoder = encoder
         self.adapted = AdaptedLayers(

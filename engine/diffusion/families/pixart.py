@@ -9,19 +9,18 @@ from typing import Any
 import torch
 from diffusers import PixArtTransformer2DModel
 
-from engine.contract.draw import DenoisingFacts, GuidanceKind, ImageTask
+from engine.contract.draw import DenoisingFacts, GuidanceKind
 from engine.diffusion.families.autoencoder import Autoencoder
 from engine.diffusion.families.components import ComponentFolder
-from engine.diffusion.families.family import FamilyFacts, Row
+from engine.diffusion.families.family import GENERAL_TASKS, FamilyFacts, Row
 from engine.diffusion.families.options import LoadOptions
 from engine.diffusion.families.quantized import load_t5, load_transformer
 from engine.diffusion.families.row_layouts import stack_timesteps
-from engine.diffusion.families.transformer_family import TransformerFamily
+from engine.diffusion.families.transformer_family import TransformerFamily, check_channels
 from engine.diffusion.noise_schedule import DIFFUSION_SCHEDULES, NoiseSchedule, NoiseSchedules
 from engine.diffusion.prompt.states import PromptStates
 from engine.diffusion.prompt.t5 import T5PromptEncoder
 from engine.diffusion.prompt.text import PromptText
-from engine.errors import UnsupportedArchitecture
 from engine.lora.images.layers import AdaptedLayers, text_encoders
 from engine.weights.source import Checkpoint
 
@@ -61,11 +60,7 @@ class PixArtFamily(TransformerFamily):
         device: torch.device,
     ) -> None:
         config = transformer.config
-        if config.in_channels != autoencoder.channels:
-            raise UnsupportedArchitecture(
-                f"the transformer takes {config.in_channels} channels and the VAE makes "
-                f"{autoencoder.channels}; only plain PixArt checkpoints are supported"
-            )
+        check_channels(config, autoencoder, "PixArt")
         super().__init__(transformer, autoencoder, dtype=dtype, device=device)
         self._t5 = t5
         self.adapted = AdaptedLayers(
@@ -140,12 +135,7 @@ class PixArtFamily(TransformerFamily):
         autoencoder = self._autoencoder
         return FamilyFacts(
             architecture="pixart",
-            tasks=(
-                ImageTask.TEXT_TO_IMAGE,
-                ImageTask.IMAGE_TO_IMAGE,
-                ImageTask.INPAINT,
-                ImageTask.RESTORE,
-            ),
+            tasks=GENERAL_TASKS,
             denoising=DenoisingFacts(
                 guidance=GuidanceKind.CLASSIFIER_FREE,
                 schedulers=self._schedules.names,

@@ -14,10 +14,10 @@ import torch
 from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
 from transformers import PreTrainedModel, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 
-from engine.contract.draw import DenoisingFacts, GuidanceKind, ImageTask
+from engine.contract.draw import DenoisingFacts, GuidanceKind
 from engine.diffusion.families.autoencoder import Autoencoder
 from engine.diffusion.families.components import ComponentFolder, autoencoder_dtype
-from engine.diffusion.families.family import FamilyFacts, Row
+from engine.diffusion.families.family import GENERAL_TASKS, FamilyFacts, Row
 from engine.diffusion.families.flow_schedules import FlowSchedules
 from engine.diffusion.families.flux import pack, unpack
 from engine.diffusion.families.frame_autoencoder import FrameAutoencoder
@@ -191,12 +191,7 @@ def _facts(
     side = int(defaults.get("size", _SIDE))
     return FamilyFacts(
         architecture="qwen-image",
-        tasks=(
-            ImageTask.TEXT_TO_IMAGE,
-            ImageTask.IMAGE_TO_IMAGE,
-            ImageTask.INPAINT,
-            ImageTask.RESTORE,
-        ),
+        tasks=GENERAL_TASKS,
         denoising=DenoisingFacts(
             guidance=GuidanceKind.CLASSIFIER_FREE,
             schedulers=schedules.names,

@@ -12,22 +12,25 @@ from typing import Any
 import torch
 from diffusers import SD3Transformer2DModel
 
-from engine.contract.draw import DenoisingFacts, GuidanceKind, ImageTask
+from engine.contract.draw import DenoisingFacts, GuidanceKind
 from engine.diffusion.families.autoencoder import Autoencoder
 from engine.diffusion.families.components import ComponentFolder
-from engine.diffusion.families.family import FamilyFacts, Row
+from engine.diffusion.families.family import GENERAL_TASKS, FamilyFacts, Row
 from engine.diffusion.families.flow_schedules import FlowSchedules
 from engine.diffusion.families.options import LoadOptions
 from engine.diffusion.families.quantized import load_t5, load_transformer
 from engine.diffusion.families.row_layouts import stack_timesteps
 from engine.diffusion.families.stable_diffusion_3_names import original_names
-from engine.diffusion.families.transformer_family import TransformerFamily
+from engine.diffusion.families.transformer_family import (
+    TransformerFamily,
+    check_channels,
+    check_sides,
+)
 from engine.diffusion.noise_schedule import NoiseSchedule
 from engine.diffusion.prompt.clip import ClipPromptEncoder
 from engine.diffusion.prompt.states import PromptStates
 from engine.diffusion.prompt.t5 import T5PromptEncoder
 from engine.diffusion.prompt.text import PromptText
-from engine.errors import InvalidParameter, UnsupportedArchitecture
 from engine.lora.images.layers import AdaptedLayers, text_encoders
 from engine.weights.source import Checkpoint
 
@@ -60,11 +63,7 @@ class StableDiffusion3Family(TransformerFamily):
         device: torch.device,
     ) -> None:
         config = transformer.config
-        if config.in_channels != autoencoder.channels:
-            raise UnsupportedArchitecture(
-                f"the transformer takes {config.in_channels} channels and the VAE makes "
-                f"{autoencoder.channels}; only plain Stable Diffusion 3 checkpoints are supported"
-            )
+        check_channels(config, autoencoder, "Stable Diffusion 3")
         super().__init__(transformer, autoencoder, dtype=dtype, device=device)
         self._clips, self._t5 = clips, t5
         encoders = [clip.model for clip in clips] + ([] if t5 is None else [t5.model])
@@ -120,12 +119,7 @@ class StableDiffusion3Family(TransformerFamily):
         Raises:
             InvalidParameter: there is no such name, or a side is beyond the learned positions.
         """
-        if max(width, height) > self._max_side:
-            raise InvalidParameter(
-                f"size is {width}x{height}; this model draws at most {self._max_side} pixels a "
-                f"side",
-                param="size",
-            )
+        check_sides(width, height, self._max_side)
         side = self._token_side
         return self._schedules.create(name, num_steps, (width // side) * (height // side))
 
@@ -174,12 +168,7 @@ class StableDiffusion3Family(TransformerFamily):
         autoencoder = self._autoencoder
         return FamilyFacts(
             architecture="stable-diffusion-3",
-            tasks=(
-                ImageTask.TEXT_TO_IMAGE,
-                ImageTask.IMAGE_TO_IMAGE,
-                ImageTask.INPAINT,
-                ImageTask.RESTORE,
-            ),
+            tasks=GENERAL_TASKS,
             denoising=DenoisingFacts(
                 guidance=GuidanceKind.CLASSIFIER_FREE,
                 schedulers=self._schedules.names,

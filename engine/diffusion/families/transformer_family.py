@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
+from typing import Any
 
 import torch
 from diffusers import ModelMixin
@@ -13,6 +14,7 @@ from engine.diffusion.families.family import FamilyFacts, Row
 from engine.diffusion.families.row_layouts import denoise_by_layout, denoise_each, is_exact
 from engine.diffusion.prompt.states import PromptStates
 from engine.diffusion.prompt.text import PromptText
+from engine.errors import InvalidParameter, UnsupportedArchitecture
 from engine.lora.images.layers import AdaptedLayers
 
 
@@ -97,3 +99,29 @@ class TransformerFamily(ABC):
     @abstractmethod
     def _forward(self, rows: Sequence[Row]) -> torch.Tensor:
         """The predictions for rows of one layout."""
+
+
+def check_channels(config: Any, autoencoder: Autoencoder, name: str) -> None:
+    """Refuse a transformer that takes other latents than the VAE makes.
+
+    Raises:
+        UnsupportedArchitecture: names the channels of both.
+    """
+    if config.in_channels != autoencoder.channels:
+        raise UnsupportedArchitecture(
+            f"the transformer takes {config.in_channels} channels and the VAE makes "
+            f"{autoencoder.channels}; only plain {name} checkpoints are supported"
+        )
+
+
+def check_sides(width: int, height: int, most: int) -> None:
+    """Refuse a picture for which the model has no positions.
+
+    Raises:
+        InvalidParameter: a side is longer than that.
+    """
+    if max(width, height) > most:
+        raise InvalidParameter(
+            f"size is {width}x{height}; this model draws at most {most} pixels a side",
+            param="size",
+        )

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from diffusers import UNet2DConditionModel
 
 from engine.contract.draw import ImageTask
+from engine.diffusion.families.family import GENERAL_TASKS
 from engine.errors import UnsupportedArchitecture
 
 BASE = "unet"
@@ -20,12 +21,7 @@ EXTRA = {"unet_edit": ImageTask.EDIT, "unet_inpaint": ImageTask.INPAINT}
 _EDIT_CHANNELS = 8
 _INPAINT_CHANNELS = 9
 _TASKS = {
-    4: (
-        ImageTask.TEXT_TO_IMAGE,
-        ImageTask.IMAGE_TO_IMAGE,
-        ImageTask.INPAINT,
-        ImageTask.RESTORE,
-    ),
+    4: GENERAL_TASKS,
     _EDIT_CHANNELS: (ImageTask.EDIT,),
     _INPAINT_CHANNELS: (ImageTask.INPAINT,),
 }

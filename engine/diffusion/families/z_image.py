@@ -15,21 +15,21 @@ from diffusers import ZImageTransformer2DModel
 from diffusers.models.transformers.transformer_z_image import SEQ_MULTI_OF
 from transformers import Qwen2Tokenizer, Qwen3Model
 
-from engine.contract.draw import DenoisingFacts, GuidanceKind, ImageTask
+from engine.contract.draw import DenoisingFacts, GuidanceKind
 from engine.diffusion.families.autoencoder import Autoencoder
 from engine.diffusion.families.components import ComponentFolder
-from engine.diffusion.families.family import FamilyFacts, Row
+from engine.diffusion.families.family import GENERAL_TASKS, FamilyFacts, Row
 from engine.diffusion.families.flow_schedules import FlowSchedules
 from engine.diffusion.families.options import LoadOptions
 from engine.diffusion.families.quantized import load_transformer, quantize
 from engine.diffusion.families.row_layouts import stack_timesteps
-from engine.diffusion.families.transformer_family import TransformerFamily
+from engine.diffusion.families.transformer_family import TransformerFamily, check_sides
 from engine.diffusion.families.z_image_names import original_names
 from engine.diffusion.noise_schedule import NoiseSchedule
 from engine.diffusion.prompt.language import LanguagePromptEncoder
 from engine.diffusion.prompt.states import PromptStates
 from engine.diffusion.prompt.text import PromptText
-from engine.errors import InvalidParameter, UnsupportedArchitecture
+from engine.errors import UnsupportedArchitecture
 from engine.lora.images.layers import AdaptedLayers, text_encoders
 from engine.weights.source import Checkpoint
 
@@ -124,12 +124,7 @@ class ZImageFamily(TransformerFamily):
         Raises:
             InvalidParameter: there is no such name, or a side is beyond the model's positions.
         """
-        if max(width, height) > self._max_side:
-            raise InvalidParameter(
-                f"size is {width}x{height}; this model draws at most {self._max_side} pixels a "
-                f"side",
-                param="size",
-            )
+        check_sides(width, height, self._max_side)
         side = self._token_side
         return self._schedules.create(name, num_steps, (width // side) * (height // side))
 
@@ -161,12 +156,7 @@ class ZImageFamily(TransformerFamily):
         side = min(int(defaults.get("size", 1024)), self._max_side)
         return FamilyFacts(
             architecture="z-image",
-            tasks=(
-                ImageTask.TEXT_TO_IMAGE,
-                ImageTask.IMAGE_TO_IMAGE,
-                ImageTask.INPAINT,
-                ImageTask.RESTORE,
-            ),
+            tasks=GENERAL_TASKS,
             denoising=DenoisingFacts(
                 guidance=GuidanceKind.NONE if scale == 1.0 else GuidanceKind.CLASSIFIER_FREE,
                 schedulers=self._schedules.names,

@@ -2,6 +2,7 @@
 
 import gc
 import random
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -22,27 +23,38 @@ from tests.helpers.models.tiny_wrappers import (
 )
 
 ROWS = 3
+Picture = np.ndarray[Any, np.dtype[np.uint8]]
 GRIDS: tuple[Kind, ...] = ("smolvlm", "idefics3")
+
+
+PLAIN = PictureFacts(
+    side=1,
+    rows_per_crop=1,
+    marker="<image>",
+    placeholder="<image>",
+    placeholder_id=0,
+    resampling="bicubic",
+    before="",
+    after="",
+)
 
 
 def facts_of(kind: str, side: int, longest_edge: int = 0, *, cuts: bool = True) -> PictureFacts:
     if kind == "gemma3":
-        return PictureFacts(
+        return replace(
+            PLAIN,
             side=side,
             rows_per_crop=ROWS,
             marker="<start_of_image>",
             placeholder="<image_soft_token>",
-            placeholder_id=0,
             resampling="bilinear",
             before="\n\n<start_of_image>",
             after="<end_of_image>\n\n",
         )
-    return PictureFacts(
+    return replace(
+        PLAIN,
         side=side,
         rows_per_crop=ROWS,
-        marker="<image>",
-        placeholder="<image>",
-        placeholder_id=0,
         resampling="lanczos",
         before="<fake_token_around_image><global-img>",
         after="<fake_token_around_image>",
@@ -80,6 +92,19 @@ def random_size() -> tuple[int, int]:
 
     width, height = length(5000), length(3000)
     return random.choice(((width, height), (height, width), (width, width)))
+
+
+def random_pictures() -> Iterator[Picture]:
+    """Pictures of noise, some of them a line or a point."""
+    sizes = [(random.randint(2, 300), random.randint(2, 300)) for _ in range(6)]
+    sizes += [(1, 1), (1, random.randint(2, 200)), (random.randint(2, 200), 1), (700, 500)]
+    for width, height in sizes:
+        yield np.random.randint(0, 256, (height, width, 3), np.uint8)
+
+
+def size_of(picture: Picture) -> tuple[int, int]:
+    """Width and height."""
+    return picture.shape[1], picture.shape[0]
 
 
 @pytest.fixture(scope="module")
@@ -126,21 +151,18 @@ def test_the_text_of_gemmas_pictures_is_the_processors(processors):
 @pytest.mark.parametrize("kind", CROP_KINDS)
 @pytest.mark.parametrize("cuts", [True, False])
 def test_crops_have_the_pixels_of_the_processor(kind, cuts):
-    sizes = [(random.randint(1, 300), random.randint(1, 300)) for _ in range(4)]
-    sizes += [(1, 1), (1, random.randint(2, 900)), (random.randint(2, 900), 2), (700, 500)]
-    for width, height in sizes:
+    for picture in random_pictures():
         side = random.choice((28, 77))
         edge = random.choice((4 * side, random.randint(side // 2, 4 * side)))
-        picture = np.random.randint(0, 256, (height, width, 3), np.uint8)
         flags = {} if kind == "gemma3" else {"do_image_splitting": cuts}
         theirs = their_pictures(kind, side, edge, **flags)
         expected = np.array(theirs([Image.fromarray(picture)])["pixel_values"])
         facts = facts_of(kind, side, edge, cuts=cuts)
-        found = cut_crops(picture, crops_of(facts, width, height), facts.resampling)
+        found = cut_crops(picture, crops_of(facts, *size_of(picture)), facts.resampling)
         shape = (len(found), 3, side, side)
         assert np.array_equal(
             np.stack(found).transpose(0, 3, 1, 2), expected.reshape(shape).astype(np.uint8)
-        ), (width, height, side, edge)
+        ), (picture.shape, side, edge)
 
 
 def test_no_picture_has_more_crops_than_the_longest_edge_allows():
@@ -152,14 +174,11 @@ def test_no_picture_has_more_crops_than_the_longest_edge_allows():
 
 
 def test_pictures_in_grids_have_the_pixels_of_the_processor():
-    sizes = [(random.randint(2, 300), random.randint(2, 300)) for _ in range(6)]
-    sizes += [(1, 1), (1, random.randint(2, 200)), (random.randint(2, 200), 1), (700, 500)]
-    for width, height in sizes:
+    for picture in random_pictures():
         patch, joined = random.randint(3, 8), random.randint(1, 3)
         side = patch * joined
         fewest = side**2 * random.randint(1, 30)
         most = fewest + side**2 * random.randint(1, 300)
-        picture = np.random.randint(0, 256, (height, width, 3), np.uint8)
         theirs = transformers.Qwen2VLImageProcessorPil(
             size={"shortest_edge": fewest, "longest_edge": most},
             patch_size=patch,
@@ -169,21 +188,11 @@ def test_pictures_in_grids_have_the_pixels_of_the_processor():
             do_normalize=False,
         )
         expected = theirs([Image.fromarray(picture)], return_tensors="np")
-        facts = PictureFacts(
-            side=side,
-            rows_per_crop=1,
-            marker="<image>",
-            placeholder="<image>",
-            placeholder_id=0,
-            resampling="bicubic",
-            before="",
-            after="",
-            pixel_bounds=(fewest, most),
-        )
-        [crop] = crops_of(facts, width, height)
+        facts = replace(PLAIN, side=side, pixel_bounds=(fewest, most))
+        [crop] = crops_of(facts, *size_of(picture))
         [found] = cut_crops(picture, [crop], facts.resampling)
         [(_, lines, columns)] = expected["image_grid_thw"] // joined
-        assert found.shape == (lines * side, columns * side, 3), (width, height)
+        assert found.shape == (lines * side, columns * side, 3), picture.shape
         part = facts.black(crop)
         assert (part.length, part.columns) == (lines * columns, columns)
         cut = found.reshape(lines, joined, patch, columns, joined, patch, 3)
@@ -192,32 +201,26 @@ def test_pictures_in_grids_have_the_pixels_of_the_processor():
 
 
 def test_pixtrals_pictures_have_the_text_and_pixels_of_the_processor(processors):
-    sizes = [(random.randint(2, 300), random.randint(2, 300)) for _ in range(6)]
-    sizes += [(1, 1), (1, random.randint(2, 200)), (random.randint(2, 200), 1), (700, 500)]
     processor = processors["mistral3"]
-    for width, height in sizes:
+    for picture in random_pictures():
         side, longest = random.randint(3, 20), random.randint(200, 400)
-        picture = np.random.randint(0, 256, (height, width, 3), np.uint8)
         theirs = transformers.PixtralImageProcessorPil(
             size={"longest_edge": longest}, patch_size=side, do_rescale=False, do_normalize=False
         )
         expected = theirs([Image.fromarray(picture)], return_tensors="np")
-        facts = PictureFacts(
+        facts = replace(
+            PLAIN,
             side=side,
-            rows_per_crop=1,
             marker="[IMG]",
             placeholder="[IMG]",
-            placeholder_id=0,
-            resampling="bicubic",
-            before="",
             after="[IMG_END]",
             longest_side=longest,
             line_end="[IMG_BREAK]",
         )
-        [crop] = crops_of(facts, width, height)
+        [crop] = crops_of(facts, *size_of(picture))
         [found] = cut_crops(picture, [crop], facts.resampling)
         [pixels] = expected["pixel_values"]
-        assert np.array_equal(found.transpose(2, 0, 1), pixels.astype(np.uint8)), (width, height)
+        assert np.array_equal(found.transpose(2, 0, 1), pixels.astype(np.uint8)), picture.shape
         processor.patch_size, processor.spatial_merge_size = side, 1
         text = facts.line_end.join(facts.placeholder * length for length in facts.lines(crop))
         assert text + facts.after == processor.replace_image_token(expected, 0)
@@ -233,17 +236,8 @@ def test_mosaics_have_as_many_rows_as_in_the_processor(kind, processors):
     stated = [(1, 2), (2, 1), (2, 2), (3, 1), (1, 3)]
     mosaics = [[side * down, side * across] for down, across in stated]
     processor.patch_size, processor.image_processor.image_grid_pinpoints = patch, mosaics
-    facts = PictureFacts(
-        side=side,
-        rows_per_crop=grid**2,
-        marker="<image>",
-        placeholder="<image>",
-        placeholder_id=0,
-        resampling="bicubic",
-        before="",
-        after="",
-        mosaics=tuple((width, height) for height, width in mosaics),
-    )
+    stated_first = tuple((width, height) for height, width in mosaics)
+    facts = replace(PLAIN, side=side, rows_per_crop=grid**2, mosaics=stated_first)
     if kind == "llava_onevision":
         facts = replace(facts, most_mosaic_crops=random.randint(1, 4))
         processor.vision_aspect_ratio = f"anyres_max_{facts.most_mosaic_crops}"
@@ -264,46 +258,29 @@ def test_mosaics_have_as_many_rows_as_in_the_processor(kind, processors):
 
 
 def test_gemma_4s_pictures_have_the_pixels_of_the_processor():
-    sizes = [(random.randint(2, 300), random.randint(2, 300)) for _ in range(6)]
-    sizes += [(1, 1), (1, random.randint(2, 200)), (random.randint(2, 200), 1), (700, 500)]
-    for width, height in sizes:
+    for picture in random_pictures():
         patch, joined, most = random.randint(2, 5), random.randint(1, 3), random.choice((70, 140))
-        side = patch * joined
-        picture = np.random.randint(0, 256, (height, width, 3), np.uint8)
         theirs = transformers.Gemma4ImageProcessorPil(
             patch_size=patch, pooling_kernel_size=joined, max_soft_tokens=most, do_rescale=False
         )
         expected = theirs([Image.fromarray(picture)], return_tensors="np")
-        facts = PictureFacts(
-            side=side,
-            rows_per_crop=1,
-            marker="<image>",
-            placeholder="<image>",
-            placeholder_id=0,
-            resampling="bicubic",
-            before="",
-            after="",
-            most_squares=most,
-        )
-        [crop] = crops_of(facts, width, height)
+        facts = replace(PLAIN, side=patch * joined, most_squares=most)
+        [crop] = crops_of(facts, *size_of(picture))
         [found] = cut_crops(picture, [crop], facts.resampling)
         lines, columns = (length // patch for length in found.shape[:2])
         patches = found.reshape(lines, patch, columns, patch, 3).transpose(0, 2, 1, 3, 4)
         patches = patches.reshape(lines * columns, -1)
         pixels = expected["pixel_values"][0][: len(patches)]
-        assert np.array_equal(patches, pixels.astype(np.uint8)), (width, height)
+        assert np.array_equal(patches, pixels.astype(np.uint8)), picture.shape
         part = facts.black(crop)
         assert [part.num_states] == list(expected["num_soft_tokens_per_image"])
         assert facts.fits(part) and part.num_states <= facts.most_states
 
 
 def test_tiles_have_the_pixels_of_the_processor():
-    sizes = [(random.randint(2, 300), random.randint(2, 300)) for _ in range(6)]
-    sizes += [(1, 1), (1, random.randint(2, 200)), (random.randint(2, 200), 1), (700, 500)]
-    for width, height in sizes:
+    for picture in random_pictures():
         side, fewest = random.randint(8, 40), random.randint(1, 3)
         most = random.randint(max(2, fewest), 12)
-        picture = np.random.randint(0, 256, (height, width, 3), np.uint8)
         theirs = transformers.GotOcr2ImageProcessorPil(
             size={"height": side, "width": side},
             crop_to_patches=True,
@@ -314,7 +291,8 @@ def test_tiles_have_the_pixels_of_the_processor():
         )
         expected = np.array(theirs([Image.fromarray(picture)])["pixel_values"])
         facts = replace(facts_of("gemma3", side), resampling="bicubic", tiles=(fewest, most))
-        found = np.stack(cut_crops(picture, crops_of(facts, width, height), facts.resampling))
+        crops = crops_of(facts, *size_of(picture))
+        found = np.stack(cut_crops(picture, crops, facts.resampling))
         assert np.array_equal(found.transpose(0, 3, 1, 2), expected.astype(np.uint8))
 
 

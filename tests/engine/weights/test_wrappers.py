@@ -222,9 +222,12 @@ WIDE = {"hidden_size": 96, "intermediate_size": 96}
 """Sizes of text models whose rows can be divided into groups of 32 weights."""
 
 
-def write(folder: Path, **files: dict[str, Any]) -> Path:
+def write(folder: Path, *, untied: bool = False, **files: dict[str, Any]) -> Path:
+    """Write JSON files, and the output layer if it is not the embedding."""
     for name, content in files.items():
         (folder / f"{name}.json").write_text(json.dumps(content))
+    if untied:
+        save_file({"lm_head.weight": torch.zeros(1)}, folder / "model.safetensors")
     return folder
 
 
@@ -282,8 +285,7 @@ def test_reads_qwen2_5_vl_3b_as_published(tmp_path):
 
 def test_reads_mistral_small_3_1_as_published(tmp_path):
     files = {"preprocessor_config": MISTRAL_IMAGES, "processor_config": MISTRAL_PROCESSOR}
-    write(tmp_path, config=MISTRAL_SMALL_3_1, **files)
-    save_file({"lm_head.weight": torch.zeros(1)}, tmp_path / "model.safetensors")
+    write(tmp_path, untied=True, config=MISTRAL_SMALL_3_1, **files)
     config = read_config_json(tmp_path)
     assert (config.head_dim, config.rope_theta, config.tie_word_embeddings) == (128, 1e9, False)
     facts, vision = config.pictures, config.vision
@@ -367,8 +369,7 @@ def test_reads_llava_onevision_as_published(tmp_path, ratio):
         "resample": 3,
         "size": {"height": 384, "width": 384},
     }
-    write(tmp_path, config=config, preprocessor_config=images)
-    save_file({"lm_head.weight": torch.zeros(1)}, tmp_path / "model.safetensors")
+    write(tmp_path, untied=True, config=config, preprocessor_config=images)
     found = read_config_json(tmp_path)
     if ratio == "pad":
         assert found.pictures is None
@@ -380,8 +381,7 @@ def test_reads_llava_onevision_as_published(tmp_path, ratio):
 
 
 def test_reads_llava_1_5_as_published(tmp_path):
-    write(tmp_path, config=LLAVA_1_5, preprocessor_config=CLIP_IMAGES)
-    save_file({"lm_head.weight": torch.zeros(1)}, tmp_path / "model.safetensors")
+    write(tmp_path, untied=True, config=LLAVA_1_5, preprocessor_config=CLIP_IMAGES)
     config = read_config_json(tmp_path)
     facts, vision = config.pictures, config.vision
     assert (facts.side, facts.rows_per_crop, facts.shortest_edge) == (336, 576, 336)
@@ -441,8 +441,7 @@ INTERNVL_IMAGES: dict[str, Any] = {
 
 
 def test_reads_internvl3_1b_as_published(tmp_path):
-    write(tmp_path, config=INTERNVL3_1B, preprocessor_config=INTERNVL_IMAGES)
-    save_file({"lm_head.weight": torch.zeros(1)}, tmp_path / "model.safetensors")
+    write(tmp_path, untied=True, config=INTERNVL3_1B, preprocessor_config=INTERNVL_IMAGES)
     config = read_config_json(tmp_path)
     facts, vision = config.pictures, config.vision
     assert (facts.side, facts.rows_per_crop, facts.tiles) == (448, 256, (1, 12))
@@ -488,8 +487,7 @@ def test_reads_gemma_4s_towers(tmp_path, sees):
         "text_config": {"model_type": "gemma4_text", "use_bidirectional_attention": sees},
         "vision_config": GEMMA4_VISION,
     }
-    write(tmp_path, config=config, preprocessor_config=GEMMA4_IMAGES)
-    save_file({"lm_head.weight": torch.zeros(1)}, tmp_path / "model.safetensors")
+    write(tmp_path, untied=True, config=config, preprocessor_config=GEMMA4_IMAGES)
     config = read_config_json(tmp_path)
     facts, vision = config.pictures, config.vision
     assert (facts.side, facts.most_squares, facts.placeholder_id) == (48, 280, 258880)
@@ -498,46 +496,42 @@ def test_reads_gemma_4s_towers(tmp_path, sees):
     assert vision.scale == (2 / 255,) * 3 and vision.shift == (-1.0,) * 3
 
 
-LLAVA_DEFECTS: dict[str, tuple[str, dict[str, Any], str]] = {
-    "another tower": ("config", {"vision_config": {"model_type": "vit"}}, "or pixtral"),
-    "several layers": ("config", {"vision_feature_layer": [2, 3]}, "from -24 to 24"),
-    "another size": ("preprocessor_config", {"crop_size": {"height": 28, "width": 28}}, "28 x 28"),
-    "an oblong": ("preprocessor_config", {"crop_size": {"height": 8, "width": 9}}, "one length"),
+QWEN = {"config": QWEN2_5_VL_3B, "preprocessor_config": QWEN2_5_VL_IMAGES}
+LLAVA = {"config": LLAVA_1_5, "preprocessor_config": CLIP_IMAGES}
+MISTRAL = {
+    "config": MISTRAL_SMALL_3_1,
+    "preprocessor_config": MISTRAL_IMAGES,
+    "processor_config": MISTRAL_PROCESSOR,
 }
-
-
-@pytest.mark.parametrize("defect", LLAVA_DEFECTS)
-def test_llavas_text_model_remains_if_pictures_cannot_be_prepared(defect, tmp_path):
-    name, changes, reason = LLAVA_DEFECTS[defect]
-    files = {"config": LLAVA_1_5, "preprocessor_config": CLIP_IMAGES}
-    write(tmp_path, **(files | {name: files[name] | changes}))
-    save_file({"lm_head.weight": torch.zeros(1)}, tmp_path / "model.safetensors")
-    with structlog.testing.capture_logs() as logs:
-        config = read_config_json(tmp_path)
-    assert config.pictures is None and reason in logs[0]["reason"]
-
-
-PIXTRAL_DEFECTS: dict[str, tuple[str, dict[str, Any], str]] = {
-    "other squares": ("processor_config", {"spatial_merge_size": 1}, "14 x 14 pixels"),
-    "an oblong": (
-        "preprocessor_config",
-        {"size": {"height": 8, "width": 9}},
-        "one length for both sides",
+OTHER_DEFECTS: list[tuple[dict[str, Any], str, dict[str, Any], str]] = [
+    (LLAVA, "config", {"vision_config": {"model_type": "vit"}}, "or pixtral"),
+    (LLAVA, "config", {"vision_feature_layer": [2, 3]}, "from -24 to 24"),
+    (LLAVA, "preprocessor_config", {"crop_size": {"height": 28, "width": 28}}, "28 x 28"),
+    (LLAVA, "preprocessor_config", {"crop_size": {"height": 8, "width": 9}}, "one length"),
+    (MISTRAL, "processor_config", {"spatial_merge_size": 1}, "14 x 14 pixels"),
+    (MISTRAL, "preprocessor_config", {"size": {"height": 8, "width": 9}}, "one length for both"),
+    (MISTRAL, "config", {"vision_feature_layer": [2, 3]}, "must be -1"),
+    (QWEN, "preprocessor_config", {"image_processor_type": "New"}, "must be Qwen2VLImageProcessor"),
+    (QWEN, "preprocessor_config", {"merge_size": 3}, "merge_size is 3; it must be 2"),
+    (QWEN, "preprocessor_config", {"min_pixels": 1 << 24}, "16777216 to 12845056 pixels"),
+    (QWEN, "preprocessor_config", {"min_pixels": 9, "max_pixels": 9}, "the 28 x 28 pixels of a"),
+    *(
+        (
+            QWEN,
+            "config",
+            {"rope_scaling": {"mrope_section": sections, "type": "mrope"}},
+            "sum is 64",
+        )
+        for sections in ([16, 24, 25], [64], "all", [16.0, 24, 24])
     ),
-    "other layers": ("config", {"vision_feature_layer": [2, 3]}, "must be -1"),
-}
+]
 
 
-@pytest.mark.parametrize("defect", PIXTRAL_DEFECTS)
-def test_mistrals_text_model_remains_if_pictures_cannot_be_prepared(defect, tmp_path):
-    name, changes, reason = PIXTRAL_DEFECTS[defect]
-    files = {
-        "config": MISTRAL_SMALL_3_1,
-        "preprocessor_config": MISTRAL_IMAGES,
-        "processor_config": MISTRAL_PROCESSOR,
-    }
-    write(tmp_path, **(files | {name: files[name] | changes}))
-    save_file({"lm_head.weight": torch.zeros(1)}, tmp_path / "model.safetensors")
+@pytest.mark.parametrize(("files", "name", "changes", "reason"), OTHER_DEFECTS)
+def test_the_text_model_remains_if_pictures_cannot_be_prepared(
+    files, name, changes, reason, tmp_path
+):
+    write(tmp_path, untied=True, **files | {name: files[name] | changes})
     with structlog.testing.capture_logs() as logs:
         config = read_config_json(tmp_path)
     assert config.pictures is None and reason in logs[0]["reason"]
@@ -601,33 +595,6 @@ def test_without_usable_files_the_text_model_remains(kind, name, defect, reason,
     hidden = torch.randn(2, whole.config.hidden_size)
     assert torch.equal(text.compute_logits(hidden), whole.compute_logits(hidden))
     assert not planned(tmp_path).encoder_bytes(4)
-
-
-GRID_DEFECTS: dict[str, tuple[dict[str, Any], str]] = {
-    "another processor": ({"image_processor_type": "New"}, "it must be Qwen2VLImageProcessor"),
-    "another merge": ({"merge_size": 3}, "merge_size is 3; it must be 2"),
-    "bounds": ({"min_pixels": 1 << 24}, "16777216 to 12845056 pixels"),
-    "too few pixels": ({"min_pixels": 9, "max_pixels": 9}, "the 28 x 28 pixels of a prompt row"),
-}
-
-
-@pytest.mark.parametrize("defect", GRID_DEFECTS)
-def test_qwens_text_model_remains_if_pictures_cannot_be_prepared(defect, tmp_path):
-    changes, reason = GRID_DEFECTS[defect]
-    images = QWEN2_5_VL_IMAGES | changes
-    with structlog.testing.capture_logs() as logs:
-        config = read_config_json(write(tmp_path, config=QWEN2_5_VL_3B, preprocessor_config=images))
-    assert config.pictures is None and reason in logs[0]["reason"]
-
-
-@pytest.mark.parametrize("sections", [[16, 24, 25], [64], "all", [16.0, 24, 24]])
-def test_without_sections_of_positions_qwens_text_model_remains(sections, tmp_path):
-    stated = QWEN2_5_VL_3B | {"rope_scaling": {"mrope_section": sections, "type": "mrope"}}
-    with structlog.testing.capture_logs() as logs:
-        config = read_config_json(
-            write(tmp_path, config=stated, preprocessor_config=QWEN2_5_VL_IMAGES)
-        )
-    assert config.pictures is None and "whose sum is 64" in logs[0]["reason"]
 
 
 def test_positions_may_be_stretched(tmp_path):

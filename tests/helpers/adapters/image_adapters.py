@@ -12,8 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from engine.contract.adapter_orders import AdapterOrder, AdapterReport
-from engine.contract.draw import LoraUse
+from engine.contract.adapter_orders import AdapterOrder
 from engine.lora.images.image_adapters import ImageAdapters
 from tests.helpers.adapters.peft_adapters import Host, limits_of
 
@@ -229,13 +228,6 @@ def bring(table, name, in_use=()):
         table.wait(5)
         table.advance(lambda: set(in_use), [[key]])
     return table.failure_of([key])
-
-
-def use_of(table, made, folder):
-    """Load an adapter that was written as `a`, and return its use."""
-    report = load(table, "a", made.save(folder / "a.safetensors"))
-    assert isinstance(report, AdapterReport), report
-    return LoraUse(name=table.key_of("a"))
 
 
 def unload(table, name, in_use=()):

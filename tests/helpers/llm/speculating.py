@@ -4,6 +4,9 @@ from engine.contract.generate import DrafterName
 from tests.helpers.llm.paged_executor import Guesser
 from tests.helpers.llm.repetitive import VOCAB, check_outcome, outcome, without_drafts
 
+RECURRENT = ["tiny_qwen3_next", "tiny_mamba2", "tiny_falcon_h1", "tiny_lfm2"]
+"""Models with states that are taken back when a draft was wrong."""
+
 
 class Oracle(Guesser):
     """A drafter that has seen the answers and is wrong now and then."""

@@ -3,6 +3,7 @@
 import asyncio
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -34,6 +35,22 @@ async def completed(comparison: Any) -> dict[str, Any]:
     async with Interrupt() as interrupt:
         await comparison.run(interrupt)
     return comparison.document
+
+
+async def interrupted(make: Callable[[Callable[[], None]], Any]) -> Any:
+    """Run the comparison that `make(interrupt)` gives until it interrupts itself, and return it."""
+    running: list[Interrupt] = []
+    comparison = make(lambda: running[0].fire())
+
+    async def work() -> None:
+        async with Interrupt() as interrupt:
+            running.append(interrupt)
+            await comparison.run(interrupt)
+
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.create_task(work())
+    assert comparison.document["partial"] is True
+    return comparison
 
 
 async def assert_stopped(*servers: ServerCommand) -> None:

@@ -33,10 +33,6 @@ def external_tensor(name: str, shape: Sequence[int], location: str) -> bytes:
     return dims + field(2, FLOAT) + field(8, name) + field(13, entry) + field(14, 1)
 
 
-def attribute_ints(name: str, values: Sequence[int]) -> bytes:
-    return field(1, name) + b"".join(field(8, value) for value in values) + field(20, 7)
-
-
 def node(
     kind: str, inputs: Sequence[str], outputs: Sequence[str], *attributes: bytes, domain: str = ""
 ) -> bytes:

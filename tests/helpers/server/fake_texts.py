@@ -52,15 +52,6 @@ def pure_reply(request: GenerateRequest, index: int) -> list[int]:
     return [3 + (key + 7919 * i) % 900 for i in range(request.sampling.max_tokens)]
 
 
-def as_reply(reply: Reply | Sequence[int] | None) -> Reply:
-    if reply is None:
-        return pure_reply
-    if callable(reply):
-        return reply
-    tokens = list(reply)
-    return lambda request, index: tokens
-
-
 async def write(
     engine: Any, request: GenerateRequest, failure: Failure | None
 ) -> AsyncIterator[TokenEvent]:

@@ -69,6 +69,16 @@ async def test_whole_answer(server: TextServer) -> None:
     }
 
 
+async def test_what_is_asked_of_samplers_does_not_hinder_the_tokens_of_a_prompt(
+    server: TextServer,
+) -> None:
+    bare = {"model": MODEL, "prompt": random.choice(["the fox", "a dog jumps"])}
+    fields = {"bad_words": ["fox", " the"], "negative_prompt": "a dog", "guidance_scale": 2}
+    answers = [await server.post(f"{PATH}/render", **body) for body in (bare, bare | fields)]
+    plain, full = (answer.json()[0]["token_ids"] for answer in answers)
+    assert plain == full == [BOS, *server.encode(bare["prompt"])]
+
+
 async def test_the_engine_is_told_who_asks(server: TextServer) -> None:
     await server.complete()
     assert server.last_request.client == "127.0.0.1"

@@ -111,6 +111,24 @@ def as_edit(one: Any, max_images: int) -> Any:
     return replace(one, params=EditParams(**shared), images=images, mask=None)
 
 
+@pytest.mark.parametrize("kind", [*FAMILIES, UPSCALER])
+def test_threads_change_no_bit_of_a_picture(kind: str) -> None:
+    """The decoder takes more threads while the denoiser has nothing to do."""
+    seed = random.randrange(1 << 31)
+    family = family_of(kind, parts_of(kind, seed))
+    torch.manual_seed(seed)
+    sides = random.choices(range(2, 40), k=2)
+    latents = torch.randn(1, family.facts.latent_channels, *(2 * side for side in sides))
+    before, pictures = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3, 8):
+            torch.set_num_threads(threads)
+            pictures.append(family.decode(latents))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(one, pictures[0]) for one in pictures), f"{seed=} {sides=}"
+
+
 def test_quantised_unets() -> None:
     parts = parts_of("sd", random.randrange(1000))
     quantize(parts.unet, "bnb-nf4", dtype=torch.float32, device=CPU)

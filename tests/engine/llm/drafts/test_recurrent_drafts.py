@@ -11,6 +11,7 @@ from kernels import native
 from tests.helpers.llm.logits import cramped
 from tests.helpers.llm.repetitive import make_requests, outcome, repetitive, without_drafts
 from tests.helpers.llm.speculating import (
+    RECURRENT,
     VOCAB,
     Oracle,
     check_drafts,
@@ -19,10 +20,9 @@ from tests.helpers.llm.speculating import (
 )
 
 pytestmark = pytest.mark.usefixtures("cheap_rows")
-FAMILIES = ["tiny_qwen3_next", "tiny_mamba2", "tiny_falcon_h1", "tiny_lfm2"]
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=RECURRENT)
 def folder(request):
     make = request.getfixturevalue(request.param)
     return make(seed=random.randrange(1 << 30), vocab_size=VOCAB)
@@ -33,24 +33,6 @@ def hybrid(tiny_qwen3_next):
     return tiny_qwen3_next(seed=random.randrange(1 << 30), vocab_size=VOCAB)
 
 
-@pytest.mark.each_value
-@pytest.mark.parametrize(
-    "knobs",
-    [
-        {"record_steps": True},
-        {"async_scheduling": "on", "record_steps": False},
-        {"enable_prefix_caching": False},
-        {"max_num_batched_tokens": 9, "max_num_seqs": 3},
-        {"max_num_batched_tokens": 3, "max_num_seqs": 1},
-    ],
-    ids=str,
-)
-def test_any_steps(engines, folder, rng, knobs):
-    requests = make_requests(engines, rng, 6, (30, 60))
-    arrivals = [rng.randrange(40) for _ in requests]
-    check_drafts(same_with_and_without(engines, folder, requests, rng, arrivals=arrivals, **knobs))
-
-
 def test_the_slow_twins(engines, hybrid, rng, monkeypatch):
     """In PyTorch, where a row may round otherwise beside other rows: the same tokens."""
     monkeypatch.setattr(native, "library", lambda: None)
@@ -59,8 +41,8 @@ def test_the_slow_twins(engines, hybrid, rng, monkeypatch):
 
 
 def test_preemption_and_aborts(engines, hybrid, rng):
-    requests = make_requests(engines, rng, 5, (90, 120), ignore_eos=True, n=1)
-    requests = [request for request in requests if not request.sampling.stop_token_ids]
+    endless = {"ignore_eos": True, "stop_token_ids": ()}
+    requests = make_requests(engines, rng, 5, (90, 120), n=1, **endless)
     doomed = {r.request_id: rng.randrange(2, 20) for r in rng.sample(requests, 2)}
     knobs = {"enable_prefix_caching": False, **cramped(hybrid)}
     check_drafts(same_with_and_without(engines, hybrid, requests, rng, aborts=doomed, **knobs))

@@ -27,17 +27,35 @@ from tests.helpers.llm.repetitive import (
     repetitive,
     without_drafts,
 )
-from tests.helpers.llm.speculating import Oracle, check_drafts, draft_by, same_with_and_without
+from tests.helpers.llm.speculating import (
+    RECURRENT,
+    Oracle,
+    check_drafts,
+    draft_by,
+    same_with_and_without,
+)
 
 pytestmark = pytest.mark.usefixtures("cheap_rows")
 PRICE = StepBudget.price
 DTYPES = ["float32", "bfloat16", "float16"]
+ATTENDING = ["tiny_llama", "tiny_gemma3"]
 
 
-@pytest.fixture(scope="module", params=["tiny_llama", "tiny_gemma3"])
-def folder(request):
+def make_folder(request):
     make = request.getfixturevalue(request.param)
     return make(seed=5, head_dim=64, hidden_size=96, intermediate_size=136)
+
+
+@pytest.fixture(scope="module", params=ATTENDING)
+def folder(request):
+    return make_folder(request)
+
+
+@pytest.fixture(scope="module", params=[*ATTENDING, *RECURRENT])
+def any_folder(request):
+    if request.param in ATTENDING:
+        return make_folder(request)
+    return request.getfixturevalue(request.param)(seed=5, vocab_size=VOCAB)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -101,13 +119,15 @@ def test_any_requests_beside_texts_that_have_ended(engines, folder, rng):
         {"max_num_batched_tokens": 3, "max_num_seqs": 1},
         {"max_num_batched_tokens": 9, "max_num_seqs": 3},
         {"max_num_batched_tokens": 40, "max_num_seqs": 3},
+        {"enable_prefix_caching": False},
     ],
     ids=str,
 )
-def test_any_steps(engines, folder, rng, knobs):
+def test_any_steps(engines, any_folder, rng, knobs):
     requests = make_requests(engines, rng, 6, (30, 60))
     arrivals = [rng.randrange(40) for _ in requests]
-    check_drafts(same_with_and_without(engines, folder, requests, rng, arrivals=arrivals, **knobs))
+    result = same_with_and_without(engines, any_folder, requests, rng, arrivals=arrivals, **knobs)
+    check_drafts(result)
 
 
 def test_prefix_hits(engines, folder, rng):
@@ -134,8 +154,8 @@ def test_a_text_that_goes_on_from_one_that_was_drafted(engines, folder, rng):
 
 
 def test_preemption(engines, folder, rng):
-    requests = make_requests(engines, rng, 4, (90, 120), ignore_eos=True, n=1)
-    requests = [request for request in requests if not request.sampling.stop_token_ids]
+    endless = {"ignore_eos": True, "stop_token_ids": ()}
+    requests = make_requests(engines, rng, 4, (90, 120), n=1, **endless)
     knobs = {"enable_prefix_caching": False, **cramped(folder)}
     check_drafts(same_with_and_without(engines, folder, requests, rng, **knobs))
 

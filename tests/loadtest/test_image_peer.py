@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from loadtest import random_sd
-from loadtest.diffusers_peer import DiffusersPainter, PeerServer
 from loadtest.drive import drive
 from loadtest.image_client import ImageClient, ImageTarget
 from loadtest.image_measure import image_probe
+from loadtest.image_peer import DiffusersPainter, PeerServer
 from loadtest.image_workload import ImageSettings, StepRange, closed_images
 from loadtest.launch import ServerCommand, launched
 
@@ -87,7 +87,9 @@ async def drawn_pictures(url: str) -> None:
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # those of diffusers
 async def test_a_random_model_is_drawn(random_model: Path) -> None:
     threads = torch.get_num_threads()
-    painter = DiffusersPainter(random_model, dtype="float32", channels_last=False, threads=threads)
+    painter = DiffusersPainter(
+        random_model, dtype="float32", channels_last=False, compiled=False, threads=threads
+    )
     with serving(painter) as url:
         await drawn_pictures(url)
 
@@ -99,7 +101,7 @@ async def test_the_command_draws_it(
     python = shlex.quote(sys.executable)
     command = ServerCommand(
         "peer",
-        f"exec {python} -m loadtest.diffusers_peer {random_model} --port {unused_tcp_port} "
+        f"exec {python} -m loadtest.image_peer {random_model} --port {unused_tcp_port} "
         f"--threads 1 --dtype bfloat16 --channels-last",
         f"http://127.0.0.1:{unused_tcp_port}/v1",
         "m",
