@@ -1,9 +1,7 @@
 """`python -m loadtest`: run a workload, compare servers, write the benchmark page."""
 
 import asyncio
-import random
 import sys
-from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +10,6 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from loadtest import run_options as given
 from loadtest.cli_run import EXIT_INTERRUPTED, run
 from loadtest.compare import Comparison, NoiseLimit
 from loadtest.decoding import DecodingComparison
@@ -33,11 +30,13 @@ from loadtest.results import (
     DECODING_FORMAT,
     HOT_LOADS_FORMAT,
     IMAGES_FORMAT,
+    SWAPS_FORMAT,
     keeping,
 )
 from loadtest.scenario import random_seed
 from loadtest.session import Session
-from loadtest.swaps import Swapper, orders
+from loadtest.swap_report import swaps_section
+from loadtest.swaps import load_swap_plan, measure_swaps
 
 app = typer.Typer(
     help="Drive any OpenAI-compatible server over HTTP and measure it.",
@@ -240,23 +239,35 @@ def hot_loads(
 
 @app.command()
 def swaps(
-    models: Annotated[
-        list[str],
-        typer.Argument(help="NAME of a text model, NAME=embedding or NAME=image. Several."),
-    ],
-    url: given.Url = "http://127.0.0.1:8000/v1",
-    users: Annotated[int, typer.Option(min=1, help="Users, each of whom asks in turn.")] = 3,
-    seconds: Annotated[float, typer.Option(min=0, help="Length of the run.")] = 600.0,
-    pid: given.Pids = None,
+    plan_path: PlanPath = _SCENARIOS / "swaps.yaml",
+    only: Only = None,
+    variables: Variables = None,
+    seconds: Annotated[
+        float | None, typer.Option(min=0, help="Length of a run. Default: the plan's.")
+    ] = None,
     seed: Seed = None,
+    output: Output = None,
+    log_dir: LogDir = _LOGS,
+    label: Label = None,
 ) -> None:
-    """Ask a running server at random for more models than fit into its memory."""
-    rng = random.Random(random_seed() if seed is None else seed)
-    swapper = Swapper(url, orders(models, rng))
-    run = asyncio.run(swapper.measure(users, seconds, pid or [], rng))
-    _say(run.to_table())
-    for reason, count in Counter(run.lost).most_common(5):
-        _say(f"{count} lost: {reason}")
+    """Start servers in turn and ask each at random for more models than fit into its memory."""
+    plan = load_swap_plan(plan_path, parse_overrides(variables))
+    plan = plan.only(only) if only else plan
+    plan = replace(plan, seconds=plan.seconds if seconds is None else seconds)
+    document = _document(SWAPS_FORMAT, plan.label, label)
+    session = _session(document, output, seed, log_dir)
+    document |= {
+        "models": list(plan.models),
+        "users": plan.users,
+        "seconds": plan.seconds,
+        "budget_mib": plan.budget_mib,
+        "seed": session.seed,
+    }
+
+    async def measure(interrupt: Interrupt) -> None:
+        await measure_swaps(plan, session, interrupt)
+
+    _measure(document, plan.servers, measure, swaps_section)
 
 
 @app.command()

@@ -38,9 +38,11 @@ from loadtest.results import (
     DECODING_FORMAT,
     HOT_LOADS_FORMAT,
     IMAGES_FORMAT,
+    SWAPS_FORMAT,
     TURNS_FORMAT,
     load_any_result,
 )
+from loadtest.swap_report import swaps_section
 from loadtest.turns import turns_section
 from loadtest.workload import PEERS_NUM_WORDS, PEERS_OUTPUT_TOKENS
 
@@ -195,6 +197,7 @@ _SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
     DECODING_FORMAT: decoding_section,
     HOT_LOADS_FORMAT: hot_loads_section,
     TURNS_FORMAT: turns_section,
+    SWAPS_FORMAT: swaps_section,
 }
 
 

@@ -1,28 +1,83 @@
-"""Asks a server that has more models than memory for all of them at random, and counts what was
-lost, what differed, how long the first tokens took, and how often models were loaded."""
+"""Asks servers that have more models than memory for all of them at random: what is lost, what
+differs, how long first tokens take, how often models are loaded, and how much memory it takes."""
 
 import asyncio
+import base64
+import io
 import json
 import random
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
+
+from PIL import Image
 
 from loadtest.client import error_text
 from loadtest.exchange import Connector, ExchangeError, Origin
-from loadtest.markdown import number, table
-from loadtest.metrics import percentile
-from loadtest.processes import MemoryWatch
+from loadtest.interrupt import Interrupt
+from loadtest.launch import ServerCommand, launched, text_probe
+from loadtest.noise import CpuTimes, cpu_shares
+from loadtest.plan import (
+    check_keys,
+    check_known,
+    check_names,
+    expand,
+    plan_variables,
+    server_command,
+)
+from loadtest.plan_file import load_yaml
+from loadtest.processes import process_trees, pss_bytes
 from loadtest.prompts import story_prompt
+from loadtest.session import Session
 from loadtest.sse import EventParser
 
+_PLAN_KEYS = {"label", "variables", "models", "users", "seconds", "budget_mib", "servers"}
 _POLL_S = 0.1
+_PSS_PAUSE_S = 0.5
 _TIMEOUT_S = 300.0
 _ORDERS_PER_MODEL = 4
-_PATHS = {"text": "/completions", "embedding": "/embeddings", "image": "/images/generations"}
+_PATHS = {
+    "text": "/completions",
+    "embedding": "/embeddings",
+    "image": "/images/generations",
+    "enlarge": "/images/upscale",
+}
 _HEADERS = {"Content-Type": "application/json", "Connection": "close"}
+
+
+@dataclass(frozen=True, slots=True)
+class SwapPlan:
+    """What to measure. Models are NAME or NAME=KIND; the budget is only shown with the results."""
+
+    servers: tuple[ServerCommand, ...]
+    models: tuple[str, ...]
+    label: str
+    users: int = 3
+    seconds: float = 600.0
+    budget_mib: float | None = None
+
+    def only(self, names: list[str]) -> "SwapPlan":
+        """A copy with some of the servers. Raises ValueError for a name not in the plan."""
+        check_known("server", names, [server.name for server in self.servers])
+        return replace(self, servers=tuple(s for s in self.servers if s.name in names))
+
+
+def load_swap_plan(path: Path, overrides: dict[str, str] | None = None) -> SwapPlan:
+    """Read a plan; variables are those of `loadtest.plan.load_plan`. Raises ValueError."""
+    document = load_yaml(path)
+    check_keys("the plan", document, _PLAN_KEYS, {"models", "servers"})
+    variables = plan_variables(document, overrides)
+    servers = tuple(server_command("a server", one, variables) for one in document["servers"])
+    check_names(server.name for server in servers)
+    return SwapPlan(
+        servers,
+        tuple(document["models"]),
+        expand(document.get("label", path.stem), variables),
+        **{key: document[key] for key in ("users", "seconds", "budget_mib") if key in document},
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,33 +85,29 @@ class Order:
     """A request that has one right answer."""
 
     model: str
-    kind: Literal["text", "embedding", "image"]
+    kind: Literal["text", "embedding", "image", "enlarge"]
     body: dict[str, Any]
 
 
 @dataclass(slots=True)
 class SwapRun:
-    """What happened. A request is cold if its model was not loaded when it was sent."""
+    """What happened to each request (see `Swapper._ask`) and to the models."""
 
-    requests: Counter[str] = field(default_factory=Counter)
-    lost: list[str] = field(default_factory=list)
-    num_different: int = 0
+    rows: list[dict[str, Any]] = field(default_factory=list)
     loads: Counter[str] = field(default_factory=Counter)
-    cold_s: list[float] = field(default_factory=list)
-    """Times to the first token of texts."""
-    warm_s: list[float] = field(default_factory=list)
-    peak_bytes: int = 0
+    evictions: Counter[str] = field(default_factory=Counter)
+    peak_mib: float = 0.0
+    peak_models_mib: float = 0.0
+    """Without the process that was launched."""
 
-    def to_table(self) -> str:
-        heads = ["requests", "lost", "different answers", "loads"]
-        heads += ["cold first token s p50 / p99", "warm p50 / p99", "cold texts", "peak PSS MiB"]
-        row = [self.requests.total(), len(self.lost), self.num_different, self.loads.total()]
-        times = [
-            " / ".join(number(percentile(sorted(some), q), 2) for q in (50, 99)) if some else "-"
-            for some in (self.cold_s, self.warm_s)
-        ]
-        cells = [*map(str, row), *times, str(len(self.cold_s)), str(self.peak_bytes >> 20)]
-        return table(heads, [cells], num_text_columns=0)
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "loads": dict(self.loads),
+            "evictions": dict(self.evictions),
+            "peak_pss_mib": round(self.peak_mib, 1),
+            "peak_pss_models_mib": round(self.peak_models_mib, 1),
+            "requests": self.rows,
+        }
 
 
 def orders(models: Sequence[str], rng: random.Random) -> list[Order]:
@@ -80,9 +131,47 @@ def orders(models: Sequence[str], rng: random.Random) -> list[Order]:
                 case "image":
                     body = {"prompt": "a red circle", "seed": seed, "steps": 4}
                     found.append(Order(name, "image", body))
+                case "enlarge":
+                    found.append(Order(name, "enlarge", {"image": _noise_picture(seed)}))
                 case other:
-                    raise ValueError(f"{other!r} is no kind; use text, embedding or image")
+                    known = ", ".join(_PATHS)
+                    raise ValueError(f"{other!r} is no kind; there are: {known}")
     return found
+
+
+def _noise_picture(seed: int) -> str:
+    """A small picture that has one right enlargement, as clients send it in JSON."""
+    side, file = 48, io.BytesIO()
+    pixels = random.Random(seed).randbytes(3 * side * side)
+    Image.frombytes("RGB", (side, side), pixels).save(file, "PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+async def measure_swaps(plan: SwapPlan, session: Session, interrupt: Interrupt) -> None:
+    """Run the plan's servers in turn, with the same orders and users; save an entry for each.
+
+    Raises:
+        RuntimeError: a first answer does not come.
+        CancelledError: after an interrupt.
+    """
+    runs = list[dict[str, Any]]()
+    for server in plan.servers:
+        rng = random.Random(session.seed)
+        some = orders(plan.models, rng)
+        texts = dict.fromkeys(one.model for one in some if one.kind == "text")
+        probes = [text_probe(server, model) for model in texts]
+        log = server.log_path(session.log_dir)
+        async with launched(server, log, probes=probes) as launch:
+            swapper = Swapper(server.url, some)
+            await swapper.learn()
+            before = CpuTimes.read([launch.pid])
+            run = await swapper.measure(plan.users, plan.seconds, launch.pid, rng)
+            cpu = cpu_shares(before, CpuTimes.read([launch.pid]))
+        if interrupt.requested:
+            raise asyncio.CancelledError
+        runs.append({"server": server.name, "cpu": cpu, **run.to_json()})
+        session.save({"runs": runs})
+        session.say(f"{server.name}: {len(run.rows)} requests, {run.loads.total()} loads")
 
 
 class Swapper:
@@ -97,25 +186,31 @@ class Swapper:
         self._right: dict[int, Any] = {}
         self._run = SwapRun()
 
-    async def measure(
-        self, users: int, seconds: float, pids: Sequence[int], rng: random.Random
-    ) -> SwapRun:
-        """Ask for everything once, one after the other, and then at random for some time.
+    async def learn(self) -> None:
+        """Ask for everything once, one after the other.
 
-        Raises RuntimeError if a first answer does not come.
+        Raises RuntimeError if an answer does not come.
         """
-        for index in range(len(self._orders)):
-            self._right[index], _ = await self._ask(index)
-            if self._right[index] is None:
-                raise RuntimeError(f"{self._orders[index].model}: {self._run.lost[0]}")
-        self._run = SwapRun()
-        watching = asyncio.create_task(self._watch())
-        watch, end = MemoryWatch(tuple(pids)), time.monotonic() + seconds
-        async with watch.watching(0.5):
-            seeds = [rng.randrange(2**40) for _ in range(users)]
+        for index, order in enumerate(self._orders):
+            row, self._right[index] = await self._ask(index)
+            if "lost" in row:
+                raise RuntimeError(f"{order.model}: {row['lost']}")
+
+    async def measure(
+        self, users: int, seconds: float, pid: int | None, rng: random.Random
+    ) -> SwapRun:
+        """Ask at random for some time. `pid`: the server, whose memory is measured."""
+        self._run, self._loaded = SwapRun(), await self._look()
+        watches = [asyncio.create_task(self._watch())]
+        if pid is not None:
+            watches.append(asyncio.create_task(self._measure_memory(pid)))
+        end, seeds = time.monotonic() + seconds, [rng.randrange(2**40) for _ in range(users)]
+        try:
             await asyncio.gather(*(self._user(random.Random(seed), end) for seed in seeds))
-        watching.cancel()
-        self._run.peak_bytes = watch.peak_bytes
+        finally:
+            for watch in watches:
+                watch.cancel()
+            await asyncio.gather(*watches, return_exceptions=True)
         return self._run
 
     async def _user(self, rng: random.Random, end: float) -> None:
@@ -124,20 +219,23 @@ class Swapper:
             model = rng.choice(self._orders).model
             for _ in range(rng.randint(1, 4)):
                 own = [i for i, order in enumerate(self._orders) if order.model == model]
-                index, is_cold = rng.choice(own), model not in self._loaded
-                answer, first_s = await self._ask(index)
-                self._run.num_different += answer not in (None, self._right[index])
-                if first_s is not None:
-                    (self._run.cold_s if is_cold else self._run.warm_s).append(first_s)
+                index = rng.choice(own)
+                row, answer = await self._ask(index)
+                if "lost" not in row and answer != self._right[index]:
+                    row["differs"] = True
+                self._run.rows.append(row)
                 await asyncio.sleep(rng.expovariate(2.0))
 
-    async def _ask(self, index: int) -> tuple[Any, float | None]:
-        """The answer, or None if it was lost, and the time to a text's first token."""
+    async def _ask(self, index: int) -> tuple[dict[str, Any], Any]:
+        """The request's row, with the time to a text's first token, and the answer.
+
+        A request is cold if its model was not loaded when it was sent.
+        """
         order, pieces = self._orders[index], list[tuple[bytes, float]]()
         body = json.dumps({"model": order.model, **order.body}).encode()
         request = self._connector.origin.request("POST", _PATHS[order.kind], _HEADERS, body)
-        began = time.perf_counter()
-        self._run.requests[order.model] += 1
+        row = {"model": order.model, "kind": order.kind, "cold": order.model not in self._loaded}
+        answer, began = None, time.perf_counter()
         try:
             async with asyncio.timeout(_TIMEOUT_S):
                 status = await self._connector.send(
@@ -146,12 +244,14 @@ class Swapper:
             if status != 200:
                 raise ExchangeError(f"{status}: {error_text(b''.join(p for p, _ in pieces))}")
             if order.kind == "text":
-                return self._text(pieces, began)
-            [one] = json.loads(b"".join(piece for piece, _ in pieces))["data"]
-            return one.get("embedding") or one["b64_json"], None
+                answer, first_s = self._text(pieces, began)
+                row["first_s"] = None if first_s is None else round(first_s, 4)
+            else:
+                [one] = json.loads(b"".join(piece for piece, _ in pieces))["data"]
+                answer = one.get("embedding") or one["b64_json"]
         except (ExchangeError, TimeoutError, ValueError, KeyError) as error:
-            self._run.lost.append(str(error) or type(error).__name__)
-            return None, None
+            row["lost"] = str(error) or type(error).__name__
+        return row | {"end_s": round(time.perf_counter() - began, 4)}, answer
 
     @staticmethod
     def _text(pieces: list[tuple[bytes, float]], began: float) -> tuple[str, float | None]:
@@ -172,6 +272,7 @@ class Swapper:
         while True:
             loaded = await self._look()
             self._run.loads.update(loaded - self._loaded)
+            self._run.evictions.update(self._loaded - loaded)
             self._loaded = loaded
             await asyncio.sleep(_POLL_S)
 
@@ -181,3 +282,17 @@ class Swapper:
         await self._statuses.send(request, lambda _, piece, at: pieces.append(piece))
         models = json.loads(b"".join(pieces))["data"]
         return {one["id"] for one in models if one["status"]["value"] == "loaded"}
+
+    async def _measure_memory(self, pid: int) -> None:
+        """Keep the largest PSS of all the server's processes, and of all but the first."""
+        while True:
+            sizes = await asyncio.to_thread(_sizes, pid)
+            everything = sum(sizes.values()) / 2**20
+            self._run.peak_mib = max(self._run.peak_mib, everything)
+            models = everything - sizes.get(pid, 0) / 2**20
+            self._run.peak_models_mib = max(self._run.peak_models_mib, models)
+            await asyncio.sleep(_PSS_PAUSE_S)
+
+
+def _sizes(root: int) -> dict[int, int]:
+    return {stat.pid: pss_bytes(stat.pid) for stat in process_trees([root])}

@@ -10,6 +10,7 @@ import mmap
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,9 @@ _PRESENT = np.uint64(3 << 62)
 _PIECE_BYTES = 1 << 30
 _TMPFS, _RAMFS = 0x01021994, 0x858458F6
 
+IN_PLACE = threading.Lock()
+"""Held by whoever reads tensors beside the engine, while it reads, and by memory that is parked."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Run:
@@ -40,8 +44,8 @@ class _Run:
 class ParkedMemory:
     """The contents of this process's large CPU tensors, in a file without a name.
 
-    While it exists, no thread may use a tensor. Empty pages are left out, so an unused pool takes
-    no room.
+    From its making until `restore` it holds `IN_PLACE`, and no thread may use a tensor: its pages
+    are empty then. Empty pages are left out, so an unused pool takes no room.
 
     Args:
         folder: where the file lies.
@@ -52,6 +56,14 @@ class ParkedMemory:
     """
 
     def __init__(self, folder: Path, most_bytes: int) -> None:
+        IN_PLACE.acquire()
+        try:
+            self._park(folder, most_bytes)
+        except BaseException:
+            IN_PLACE.release()
+            raise
+
+    def _park(self, folder: Path, most_bytes: int) -> None:
         self._runs: list[_Run] = []
         self.num_bytes = 0
         tensors = _tensor_ranges()
@@ -88,6 +100,7 @@ class ParkedMemory:
             for run in self._runs:
                 for piece, offset in _pieces(run):
                     _whole(os.preadv(file.fileno(), [piece], offset), piece)
+        IN_PLACE.release()
 
 
 def _is_in_memory(folder: Path) -> bool:

@@ -6,7 +6,7 @@ share these pages: its replicas, and a worker that is started again.
 
 A file holds the panels in the order in which a load asks for them, then a list of them:
 
-    panels, each from a whole page on │ list, JSON │ its length, 8 bytes │ b"tandem panels 1\n"
+    panels, each from a whole page on │ list, JSON │ its length, 8 bytes │ b"tandem panels 2\n"
 
 It is written whole or not at all, by a thread, after the model has been loaded. Its name is made
 from everything that its content depends on: the checkpoint's files as they lie on the disk, how
@@ -32,6 +32,7 @@ import structlog
 import torch
 
 from engine.runtime.huge_pages import are_pages_large
+from engine.runtime.parked_memory import IN_PLACE
 from engine.version import __version__
 from engine.weights.digest import model_files
 from engine.weights.source import Checkpoint
@@ -44,7 +45,8 @@ SMALLEST_BYTES = 256 << 20
 FREE_SHARE = 0.05
 """The share of the disk that stays free."""
 
-_END = b"tandem panels 1\n"
+_END = b"tandem panels 2\n"
+"""Files of the first kind may have been written while their model dozed, and be partly empty."""
 _LENGTH_BYTES = 8
 _PIECE_BYTES = 64 << 20
 _ABANDONED_S = 24 * 3600
@@ -215,7 +217,8 @@ def _in_pieces(content: Iterable[bytes | memoryview]) -> Iterator[bytes]:
     piece = bytearray()
     for some in content:
         for first in range(0, len(some), _PIECE_BYTES):
-            piece += some[first : first + _PIECE_BYTES]
+            with IN_PLACE:  # a model that dozes has no memory to read
+                piece += some[first : first + _PIECE_BYTES]
             if len(piece) >= _PIECE_BYTES:
                 yield bytes(piece[:_PIECE_BYTES])
                 del piece[:_PIECE_BYTES]

@@ -2,12 +2,18 @@
 
 import asyncio
 import json
+import os
 import random
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
-from loadtest.swaps import Order, Swapper, orders
+from loadtest.machine import provenance
+from loadtest.swap_report import swaps_section
+from loadtest.swaps import Order, Swapper, load_swap_plan, orders
+
+SCENARIOS = Path("loadtest/scenarios")
 
 
 class SwappingServer:
@@ -44,22 +50,53 @@ async def url() -> AsyncIterator[str]:
 
 
 async def test_lost_and_different_answers_and_loads_are_counted(url: str) -> None:
-    run = await Swapper(url, [Order("m", "text", {"prompt": "p"})]).measure(
-        3, 1.5, [], random.Random()
-    )
-    assert run.requests["m"] >= 5
-    assert len(run.lost) == (run.requests["m"] + 1) // 5
-    assert run.num_different == run.requests["m"] - len(run.lost)
-    assert run.loads["m"] >= 2 and len(run.cold_s) + len(run.warm_s) == run.num_different
-    assert f"| {run.requests['m']} | {len(run.lost)} |" in run.to_table()
+    swapper = Swapper(url, [Order("m", "text", {"prompt": "p"})])
+    await swapper.learn()
+    run = await swapper.measure(3, 1.5, os.getpid(), random.Random())
+    num_asked = len(run.rows) + 1
+    num_lost = sum("lost" in row for row in run.rows)
+    assert len(run.rows) >= 5 and num_lost == num_asked // 5
+    assert sum("differs" in row for row in run.rows) == len(run.rows) - num_lost
+    assert run.loads["m"] >= 2 and abs(run.loads["m"] - run.evictions["m"]) <= 1
+    assert run.peak_mib > run.peak_models_mib
+    entry = {"server": "one", "cpu": {"others": 0.125}, **run.to_json()}
+    document = {
+        **provenance("swaps", "Swaps"),
+        "models": ["m"],
+        "users": 3,
+        "seconds": 1.5,
+        "budget_mib": 64,
+        "servers": [{"name": "one", "command": "exec one"}],
+        "runs": [entry],
+    }
+    section = swaps_section(document)
+    differing = len(run.rows) - num_lost
+    assert f"| one | {len(run.rows)} | {num_lost} | {differing} | {run.loads['m']} |" in section
+    assert "at most 12.5% of the CPU" in section and "Budget for the models: 64 MiB" in section
+    assert ("- one, lost: " in section) == (num_lost > 0)
+
+
+async def test_a_first_answer_that_does_not_come_ends_the_run(url: str) -> None:
+    swapper = Swapper(url, [Order("m", "text", {"prompt": "p"})] * 5)
+    with pytest.raises(RuntimeError, match=r"^m: the stream ended too early"):
+        await swapper.learn()
 
 
 def test_each_model_gets_its_requests() -> None:
-    found = orders(["a", "b=embedding", "c=image"], random.Random())
+    found = orders(["a", "b=embedding", "c=image", "d=enlarge"], random.Random())
     assert {(one.model, one.kind) for one in found} == {
         ("a", "text"),
         ("b", "embedding"),
         ("c", "image"),
+        ("d", "enlarge"),
     }
     with pytest.raises(ValueError, match="'video' is no kind"):
         orders(["a=video"], random.Random())
+
+
+def test_the_projects_own_plans_load() -> None:
+    texts = load_swap_plan(SCENARIOS / "swaps.yaml", {"MODELS_DIR": "/x"})
+    assert [len(texts.servers), len(texts.models), texts.seconds] == [2, 4, 240]
+    assert texts.only(["tandem"]).servers == texts.servers[:1]
+    kinds = load_swap_plan(SCENARIOS / "swaps-kinds.yaml")
+    assert len({one.kind for one in orders(kinds.models, random.Random())}) == 4

@@ -1,10 +1,14 @@
 """Chooses the replica that takes a request: the one where it costs least.
 
     cost  =  weight · prompt tokens to compute there  +  work that is there already
+             +  a share of what it was given lately, beyond the mean
 
 So a request goes where most of its prompt is cached, unless that replica has much more to do than
 another one. Work counts from the choice to the end of the request, not from the first answer, and
 only replicas that are offered to `choose` count.
+
+- While few replicas have anything to do, queues say nothing. What each was given lately keeps those
+  that hold the beginnings of many texts from doing most of the work.
 
 - No replica is chosen for its cache when it has more work than the least busy one, beyond what its
   cache is worth. So a prompt that everybody begins with makes no "hot worker": it is computed on a
@@ -27,6 +31,15 @@ own request but all that come after it. Chosen in virtual time (docs/decisions/0
 MOST_EXTRA = 8192.0
 """The most that the weight adds to a cost, in tokens, so that no cache is worth a long queue: the
 work of a full batch of 64 answers."""
+LATELY_SHARE = 0.5
+"""How much work counts that a replica was given lately beyond the mean, finished or not. Without
+it, the busiest of 64 replicas has 1.6 times the mean work (docs/decisions/039-replicas.md)."""
+MOST_LATELY = 4096.0
+"""The most that this adds to a cost, in tokens, so that no prefix of 512 tokens is computed twice
+for the sake of even work."""
+LATELY_REQUESTS = 64
+"""How many requests a replica gets, on average, until what it was given before counts e times
+less."""
 ADAPTER_TOKENS = 256
 """The price of an adapter that a replica may have to load, in prompt tokens."""
 
@@ -46,7 +59,8 @@ class Replica:
     num_running: int = 0
     work: float = 0.0
     """The work of its running requests, without prompt tokens that are computed already."""
-    num_chosen: int = 0
+    given: float = 0.0
+    """The work that it was given, finished or not; the longer ago, the less it counts."""
 
 
 @dataclass(slots=True, eq=False)
@@ -104,15 +118,25 @@ class Router:
 
     def ranked(self, job: Job, among: Iterable[str]) -> list[str]:
         """Some replicas, the best one first. Among equals that is the one with the fewest requests,
-        then the one that was chosen least."""
+        then the one that was given the least work."""
+        loads = self.loads(among)
 
-        def cost(name: str) -> tuple[float, int, int]:
+        def cost(name: str) -> tuple[float, int, float]:
             one = self._replicas[name]
             missing = sum(adapter not in one.adapters for adapter in job.adapters)
             tokens = job.uncached_tokens(one.prefixes.match(job.chain)) + ADAPTER_TOKENS * missing
-            return one.work + price(tokens), one.num_running, one.num_chosen
+            return loads[name] + price(tokens), one.num_running, one.given
 
-        return sorted(among, key=cost)
+        return sorted(loads, key=cost)
+
+    def loads(self, among: Iterable[str]) -> dict[str, float]:
+        """What speaks against each of some replicas, whatever is asked for."""
+        some = {name: self._replicas[name] for name in among}
+        mean = sum(one.given for one in some.values()) / max(1, len(some))
+        return {
+            name: one.work + min(MOST_LATELY, LATELY_SHARE * max(0.0, one.given - mean))
+            for name, one in some.items()
+        }
 
     def begin(self, job: Job, name: str) -> Running:
         """Note that a replica takes a request."""
@@ -120,8 +144,11 @@ class Router:
         hold = replica.prefixes.hold(job.chain)
         running = Running(name, replica, job, hold, job.uncached_tokens(hold.num_known))
         replica.num_running += 1
-        replica.num_chosen += 1
-        replica.work += running.num_pending + job.work
+        work = running.num_pending + job.work
+        replica.work += work
+        for one in self._replicas.values():
+            one.given *= 1 - 1 / (LATELY_REQUESTS * len(self._replicas))
+        replica.given += work
         for adapter in job.adapters:
             replica.adapters[adapter] = None
             replica.adapters.move_to_end(adapter)

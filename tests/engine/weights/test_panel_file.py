@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from engine.quantization.kept_panels import kept_by, kept_panels
+from engine.runtime.parked_memory import ParkedMemory
 from engine.weights import panel_file
 from engine.weights.panel_file import PanelFile
 from engine.weights.source import Checkpoint
@@ -85,6 +86,23 @@ def test_a_later_load_makes_nothing_and_has_the_same_bits(checkpoint, weights):
         assert torch.equal(before.data, after.data)
     [file] = files_of(checkpoint)
     assert file.suffix == ".panels" and file.parent.stat().st_mode & 0o077 == 0
+
+
+def test_nothing_is_read_from_memory_that_is_parked(checkpoint, tmp_path):
+    """A model may doze before its weights are written. Its pages are empty then."""
+    rows = random_weight(GGUFType.Q8_0, 8192, 1024)
+    keeper = keeper_of(checkpoint)
+    first, _ = panels_of([(GGUFType.Q8_0, 8192, 1024, rows)], keeper)
+    before = first[0].data.clone().numpy().tobytes()  # bytes are not parked
+    parked = ParkedMemory(tmp_path, 1 << 30)
+    keeper.write_later()
+    [thread] = [one for one in threading.enumerate() if one.name == "panel file"]
+    thread.join(0.5)
+    assert thread.is_alive(), "it waits"
+    parked.restore()
+    thread.join()
+    [file] = files_of(checkpoint)
+    assert file.read_bytes()[: len(before)] == before
 
 
 @pytest.mark.parametrize("change", ["content", "facts", "time"])

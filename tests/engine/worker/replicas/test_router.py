@@ -5,8 +5,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 from statistics import mean
 
+import pytest
+
 from engine.worker.replicas.job import Job
-from engine.worker.replicas.router import MOST_EXTRA, Router, Running, price
+from engine.worker.replicas.router import LATELY_REQUESTS, MOST_EXTRA, Router, Running, price
 from tests.helpers.worker.replicas import blocks, job, serve
 
 
@@ -64,6 +66,14 @@ class Machine:
         return max(computed.values()) / mean(computed[name] for name in self.alive)
 
 
+def let_time_pass(router: Router, all_names: list[str]) -> None:
+    """So many requests without work that what replicas were given before counts no more."""
+    for _ in range(12 * LATELY_REQUESTS * len(all_names)):
+        router.end(router.begin(Job(), all_names[0]))
+    working = {name: router.work(name) for name in all_names}
+    assert router.loads(all_names) == pytest.approx(working, abs=1)
+
+
 def machine(number: int) -> Machine:
     return Machine(Router(names(number), max_idle=2000), names(number))
 
@@ -83,10 +93,10 @@ def test_texts_that_nobody_knows_go_to_the_one_with_the_least_work():
     router, all_names = Router(names(5), max_idle=1000), names(5)
     running = []
     for _ in range(40):
-        least = min(router.work(name) for name in all_names)
+        loads = router.loads(all_names)
         one = job(blocks(random.randint(1, 40)))
         name = router.choose(one, all_names)
-        assert router.work(name) == least
+        assert loads[name] == min(loads.values())
         running.append(router.begin(one, name))
     assert {one.name for one in running} == set(all_names)
 
@@ -156,6 +166,41 @@ def test_a_hot_prefix_makes_no_hot_worker_and_others_are_still_found():
     assert found / num_cool > 0.9 * 40 * 16
 
 
+def test_beginnings_that_many_share_do_not_gather_where_nobody_waits():
+    """Of replicas that are a third busy, those that have the system prompts of most conversations
+    would get these conversations and, turn by turn, most of the work."""
+    number = random.randint(24, 40)
+    cluster = machine(number)
+    systems = [blocks(random.randint(10, 60)) for _ in range(200)]
+    weights = [1 / rank for rank in range(1, 201)]
+    texts: list[list[bytes]] = []
+    in_one_cache, seen = 0, set()
+    for _ in range(60 * number):
+        if texts and random.random() < 0.5:
+            text = texts.pop(random.randrange(len(texts)))
+        else:
+            [system] = random.choices(systems, weights)
+            text = [*system]
+        text += blocks(random.randint(10, 60))
+        in_one_cache += 16 * next((i for i, one in enumerate(text) if one not in seen), len(text))
+        seen |= {*text}
+        cluster.send(job(text))
+        cluster.wait(3 * 700 / number)
+        if len(text) < 150:
+            texts.append(text)
+    assert cluster.num_cached_tokens >= 0.95 * in_one_cache
+    assert cluster.take_max_over_mean() <= 1.3
+
+
+def test_a_long_prefix_stays_where_it_is_however_uneven_the_work():
+    """One user alone, whose conversation goes on and on, computes none of it twice."""
+    router, all_names, text = Router(names(4), max_idle=1000), names(4), blocks(32)
+    home = serve(router, job(list(text)), all_names)
+    for _ in range(4 * LATELY_REQUESTS):
+        text[40:] = blocks(random.randint(1, 40))
+        assert serve(router, job(list(text), work=100), all_names) == home
+
+
 def test_a_cache_is_worth_what_it_saves_and_no_more():
     """A replica with more work than that, beyond the least busy one's, is not chosen for it."""
     num_blocks = random.randint(5, 600)
@@ -163,13 +208,16 @@ def test_a_cache_is_worth_what_it_saves_and_no_more():
     home = serve(router, job(family), all_names)
     for name in all_names:
         router.begin(Job(work=random.uniform(0, 100)), name)
+    let_time_pass(router, all_names)
     least = min(router.work(name) for name in all_names if name != home)
     saved = price(16 * num_blocks + 1) - price(1) + least - router.work(home)
     assert 16 * num_blocks < price(16 * num_blocks) <= 16 * num_blocks + MOST_EXTRA
     busy = router.begin(Job(work=0.99 * saved), home)
+    let_time_pass(router, all_names)
     assert router.choose(job(family), all_names) == home
     router.end(busy)
     router.begin(Job(work=1.01 * saved), home)
+    let_time_pass(router, all_names)
     assert router.choose(job(family), all_names) != home
 
 
@@ -213,6 +261,7 @@ def test_a_smaller_picture_of_the_cache_does_not_take_more():
     empty, full = all_names
     for _ in range(20):
         serve(router, job(blocks(20)), [full])
+    let_time_pass(router, all_names)
     router.begin(job(blocks(20)), empty)
     assert router.choose(job(blocks(10)), all_names) == full
 
