@@ -55,7 +55,7 @@ BENCHMARKS = {
         Case("sd15 self 2 rows", 2, 8, 1024, 1024, 80),
         Case("sd15 self 2 rows, 512 px", 2, 8, 4096, 4096, 40),
         Case("sd15 cross 2 rows", 2, 8, 4096, 77, 40),
-        Case("decoder 512 px", 1, 1, 4096, 4096, 512),
+        Case("sd15 decoder, 512 px", 1, 1, 4096, 4096, 512),
     ),
     "cuda": (
         Case("sd15 self 8 rows", 8, 8, 4096, 4096, 40),
