@@ -46,8 +46,7 @@ class ComparisonPlan:
 
     def only(self, names: list[str]) -> "ComparisonPlan":
         """A copy with some of the servers. Raises ValueError for a name not in the plan."""
-        check_known("server", names, [server.name for server in self.servers])
-        return replace(self, servers=tuple(s for s in self.servers if s.name in names))
+        return replace(self, servers=some_servers(self.servers, names))
 
     def having(
         self,
@@ -145,6 +144,12 @@ def check_names(names: Iterable[str]) -> None:
     """Raises ValueError if two names are the same."""
     if repeated := [name for name, count in Counter(names).items() if count > 1]:
         raise ValueError(f"two in the plan have the same name: {repeated[0]!r}")
+
+
+def some_servers(servers: tuple[ServerCommand, ...], names: list[str]) -> tuple[ServerCommand, ...]:
+    """Those with these names. Raises ValueError for a name that none has."""
+    check_known("server", names, [server.name for server in servers])
+    return tuple(server for server in servers if server.name in names)
 
 
 def check_known(what: str, names: Iterable[str], known: list[str]) -> None:

@@ -22,11 +22,11 @@ from loadtest.launch import ServerCommand, launched, text_probe
 from loadtest.noise import CpuTimes, cpu_shares
 from loadtest.plan import (
     check_keys,
-    check_known,
     check_names,
     expand,
     plan_variables,
     server_command,
+    some_servers,
 )
 from loadtest.plan_file import load_yaml
 from loadtest.processes import process_trees, pss_bytes
@@ -61,8 +61,7 @@ class SwapPlan:
 
     def only(self, names: list[str]) -> "SwapPlan":
         """A copy with some of the servers. Raises ValueError for a name not in the plan."""
-        check_known("server", names, [server.name for server in self.servers])
-        return replace(self, servers=tuple(s for s in self.servers if s.name in names))
+        return replace(self, servers=some_servers(self.servers, names))
 
 
 def load_swap_plan(path: Path, overrides: dict[str, str] | None = None) -> SwapPlan:

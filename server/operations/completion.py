@@ -40,17 +40,10 @@ async def answer_completion(
     )
     async with generation:
         text = await state.texts.get(info)
-        prompts = await until_disconnect(client.request.receive, _token_ids(body, text, info))
-        head = ReplyHead.create(id, info)
-        requests = await completion_requests(
-            body,
-            info,
-            prompts,
-            request_id=id,
-            priority=exchange.priority,
-            tokens=await find_tokens(body, text),
-            negative=await _negative_ids(body, text, info),
+        prompts, requests = await _prompts_and_requests(
+            body, client, text, info, request_id=id, priority=exchange.priority
         )
+        head = ReplyHead.create(id, info)
         echoes = await _echoes(body, text, prompts, requests)
         options = text_options(
             body, offsets=body.logprobs is not None, keep_text=state.settings.log_prompts
@@ -69,15 +62,7 @@ async def answer_with_prompts(body: CompletionRequest, client: ClientRequest) ->
     headers = report_ignored_fields(client.request, body)
     info = await client.find(GENERATE, body.model)
     text = await client.state.texts.get(info)
-    prompts = await until_disconnect(client.request.receive, _token_ids(body, text, info))
-    requests = await completion_requests(
-        body,
-        info,
-        prompts,
-        request_id=new_id("cmpl"),
-        tokens=await find_tokens(body, text),
-        negative=await _negative_ids(body, text, info),
-    )
+    _, requests = await _prompts_and_requests(body, client, text, info, request_id=new_id("cmpl"))
     rendered = [
         RenderedPrompt(
             request_id=request.request_id, model=info.name, token_ids=request.prompt_token_ids
@@ -85,6 +70,29 @@ async def answer_with_prompts(body: CompletionRequest, client: ClientRequest) ->
         for request in requests
     ]
     return Response(encode(rendered), media_type="application/json", headers=headers)
+
+
+async def _prompts_and_requests(
+    body: CompletionRequest,
+    client: ClientRequest,
+    text: ModelText,
+    info: ModelInfo,
+    *,
+    request_id: str,
+    priority: int = 0,
+) -> tuple[list[list[int]], list[GenerateRequest]]:
+    """The tokens of each prompt, and the engine's request for it."""
+    prompts = await until_disconnect(client.request.receive, _token_ids(body, text, info))
+    requests = await completion_requests(
+        body,
+        info,
+        prompts,
+        request_id=request_id,
+        priority=priority,
+        tokens=await find_tokens(body, text),
+        negative=await _negative_ids(body, text, info),
+    )
+    return prompts, requests
 
 
 async def _token_ids(body: CompletionRequest, text: ModelText, info: ModelInfo) -> list[list[int]]:
