@@ -69,7 +69,7 @@ class UpscalingWork(Work[UpscaleRequest, PendingImage, Tensor, UpscaleEvent, Ups
     """The work of an `UpscalingEngine`."""
 
     stats_type = UpscaleStats
-    queue_full = "{num_waiting} images are waiting"
+    items = "images"
 
     def __init__(self, runner: TileRunner, facts: NetworkFacts, limits: UpscalingLimits) -> None:
         self._runner = runner

@@ -111,7 +111,7 @@ class _Enlarge(Stage):
         return self.enlarging.size(width, height, num_images)
 
     def run(self) -> ItemRun[Any]:
-        state, info, lease = self.state, self.info, Lease.within(self.info.model)
+        state, info, lease = self.state, self.info, Lease.within()
         if isinstance(info, UpscaleModelInfo):
             return run_with(state, SERVED_UPSCALING, info, "upscale", lease)
         meter = state.metrics.of(SERVED_IMAGES).meter(info.model)
@@ -160,8 +160,7 @@ class _Matte(Stage):
         return width, height
 
     def run(self) -> ItemRun[MattingEvent]:
-        lease = Lease.within(self.info.model)
-        return run_with(self.state, SERVED_MATTING, self.info, "matte", lease)
+        return run_with(self.state, SERVED_MATTING, self.info, "matte", Lease.within())
 
     async def follow(
         self, run: Any, picture: Pixels, index: int
