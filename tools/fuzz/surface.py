@@ -201,7 +201,7 @@ class Surface:
     def _server_cpu_s(self) -> float:
         """Processor time of the process in which all requests meet."""
         stat = ProcessStat.read(self._server.pid)
-        return 0.0 if stat is None else stat.cpu_s
+        return 0.0 if stat is None else stat.own_cpu_s
 
     def _num_restarts(self) -> float:
         """How often workers have died."""
