@@ -377,7 +377,8 @@ class Settings(BaseSettings):
         ge=0,
         le=1_000_000,
         description="Sequences per model that may wait, in addition to the max_num_seqs that "
-        "run; further ones get 429.",
+        "run; further ones get 429. A request with many prompts or texts takes at most half of all "
+        "these places, and twice max_num_seqs; its further ones wait for its own.",
     )
     max_queued_images: int = Field(
         128,
