@@ -821,6 +821,6 @@ def _read_key_names(path: Path) -> dict[str, str]:
             key, _, name = line.partition(" ")
             name = name.strip()
             if len(name) > MAX_KEY_NAME or not name.isprintable():
-                raise ValueError(f"a key's name may have {MAX_KEY_NAME} visible characters")
+                raise ValueError(f"a key's name may have at most {MAX_KEY_NAME} visible characters")
             names[_check_key(SecretStr(key)).get_secret_value()] = name
     return names
