@@ -371,7 +371,7 @@ def lora_train(order: Given, _engine: Given, as_json: Json = False) -> None:
 @ordered(
     PlanningOrder,
     *("device", "dtype", "kv_cache_dtype", "max_num_batched_tokens", "lora", "max_loras"),
-    *("max_cpu_loras", "lora_memory_gib", "lora_dtype"),
+    *("max_cpu_loras", "lora_memory_gib", "lora_dtype", "replicas"),
 )
 def plan(
     order: Given,
