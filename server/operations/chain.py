@@ -153,8 +153,8 @@ class _Matte(Stage):
         most = self.state.settings.max_image_input_pixels
         if self.is_told and width * height > most:
             raise InvalidParameter(
-                f"the image has {width}x{height} pixels by then; backgrounds are removed from "
-                f"images of at most {most} pixels; ask for a smaller image, or remove the "
+                f"the image has {width}x{height} pixels at that stage; backgrounds are removed "
+                f"from images of at most {most} pixels; ask for a smaller image, or remove the "
                 "background before it is enlarged"
             )
         return width, height
