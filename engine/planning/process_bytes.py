@@ -28,5 +28,14 @@ PROCESSES = {
 """By the kind of the model; the other kinds take no more than text models. Measured with the
 built-in models and GGUF files of 135 million and a billion weights: text models took 180 to 234 MiB
 of their own beside weights, pool and structures."""
+_READER_BYTES = 16 * MIB
+_TOKEN_BYTES = 3 << 10
 CONTEXT_BYTES = 600 * MIB
 """The memory of a GPU's CUDA context and of its libraries' code on the device."""
+
+
+def structure_bytes(vocab_size: int) -> int:
+    """The memory that a text model's structures take even if nobody asks for one: the table of
+    tokens, and the process that reads structures and has another one. With 49,152 tokens both took
+    120 to 164 MiB."""
+    return _READER_BYTES + vocab_size * _TOKEN_BYTES

@@ -21,7 +21,10 @@ from engine.models.causal_lm import CausalLM
 from engine.models.config import ModelConfig
 from engine.planning.draft import DraftPlan, plan_draft
 from engine.planning.facts import state_bytes, text_facts
+from engine.planning.process_bytes import structure_bytes
 from engine.planning.shortage import shortage_hint
+from engine.planning.step_bytes import step_bytes
+from engine.runtime.device import torch_dtype
 from engine.runtime.device_memory import CudaMemory
 from engine.weights.source import Checkpoint
 from engine.weights.weight_plan import WeightPlan, plan_within_memory
@@ -67,6 +70,7 @@ def sized(
         check_kv_cache_dtype(config, model_config.widest_head)
         if config.device == "cpu":
             memory.reserve_pool(config, host)
+            reserve_beside(model_config, config, machine, host)
     return Sizing(
         plan=plan,
         draft=draft,
@@ -75,6 +79,27 @@ def sized(
         adapter_bytes=adapter_bytes,
         config=config,
     )
+
+
+def reserve_beside(
+    model_config: ModelConfig, config: ResolvedConfig, machine: MachineFacts, host: Host
+) -> None:
+    """Ask for what a model takes on a CPU beside its weights and pool, once it works.
+
+    Raises:
+        InsufficientMemory: there is too little.
+    """
+    steps = step_bytes(
+        model_config,
+        rows=config.max_num_batched_tokens,
+        drawing_rows=min(config.max_num_seqs, config.max_num_batched_tokens),
+        dtype_bytes=torch_dtype(config.dtype).itemsize,
+    )
+    for purpose, num_bytes in (
+        ("steps", steps),
+        ("structures", structure_bytes(model_config.vocab_size)),
+    ):
+        host.reserve(config.device, purpose, num_bytes, machine.free_memory_bytes)
 
 
 @contextmanager
