@@ -1,4 +1,4 @@
-"""What a user of the commands has to mend."""
+"""What a user of the commands has to fix."""
 
 
 class EvaluationProblem(Exception):

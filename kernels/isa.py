@@ -103,6 +103,11 @@ def multiplies_bf16() -> bool:
     return "avx512_bf16" in RUNGS.get(_chosen, features())
 
 
+def multiplies_tiles() -> bool:
+    """Whether the processor multiplies whole tiles of bf16 numbers, in a unit of its own."""
+    return "amx_bf16" in RUNGS.get(_chosen, features())
+
+
 class Arithmetic(Enum):
     """How activations meet weights of few bits."""
 
@@ -120,7 +125,7 @@ def packed_arithmetic(*, bf16: bool, integers: bool) -> Arithmetic:
     integers or other numbers."""
     has = RUNGS.get(_chosen, features())
     is_intel = cpuinfo().get("vendor_id") == "GenuineIntel"
-    if bf16 and ("amx_bf16" in has or (multiplies_bf16() and not is_intel and not integers)):
+    if bf16 and (multiplies_tiles() or (multiplies_bf16() and not is_intel and not integers)):
         return Arithmetic.PAIRS
     if bf16 and integers and {"avx512_vnni", "avx_vnni"} & set(has):
         return Arithmetic.DIGITS

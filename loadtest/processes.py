@@ -21,6 +21,8 @@ class ProcessStat:
     session: int
     cpu_s: float
     is_zombie: bool
+    own_cpu_s: float
+    """CPU seconds of the process alone."""
 
     @classmethod
     def read(cls, pid: int) -> "ProcessStat | None":
@@ -30,8 +32,15 @@ class ProcessStat:
         except (FileNotFoundError, ProcessLookupError):
             return None
         fields = text[text.rindex(")") + 2 :].split()  # the name before it may hold spaces
-        cpu_ticks = sum(map(int, fields[11:15]))  # user, system, and both of waited-for children
-        return cls(pid, int(fields[1]), int(fields[3]), cpu_ticks / _TICKS_PER_S, fields[0] in "ZX")
+        user, system, *of_children = (int(ticks) / _TICKS_PER_S for ticks in fields[11:15])
+        return cls(
+            pid=pid,
+            parent=int(fields[1]),
+            session=int(fields[3]),
+            cpu_s=user + system + sum(of_children),
+            is_zombie=fields[0] in "ZX",
+            own_cpu_s=user + system,
+        )
 
 
 def process_trees(roots: Iterable[int]) -> list[ProcessStat]:

@@ -27,7 +27,7 @@ from server.terminal.order_options import AS_IN_SERVE, Given, given, ordered
 
 app = typer.Typer(
     name="tandem",
-    help="Serves language and image models behind the OpenAI API.",
+    help="Serve language and image models through the OpenAI API.",
     no_args_is_help=True,
     rich_markup_mode=None,  # its tables cut long option names off
     pretty_exceptions_enable=False,  # they would show local values: keys and prompts
@@ -36,11 +36,11 @@ app = typer.Typer(
 
 app.add_typer(evaluate.app, name="eval", short_help="Evaluate models on your own questions.")
 
-Url = Annotated[str | None, typer.Option(help="Address of the server. [TANDEM_URL]")]
+Url = Annotated[str | None, typer.Option(help="URL of the server. [TANDEM_URL]")]
 ApiKey = Annotated[str | None, typer.Option(help="Key to send. [TANDEM_API_KEY]", metavar="KEY")]
-ImageFile = Annotated[Path, typer.Argument(help="The picture: PNG, JPEG or WebP.")]
+ImageFile = Annotated[Path, typer.Argument(help="Image file: PNG, JPEG or WebP.")]
 PictureModel = Annotated[
-    str | None, typer.Option(help="Model id. Default: the only one that can do this.")
+    str | None, typer.Option(help="Model id. Default: the only suitable model.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 _OUTPUT = typer.Option("--output", "-o", help="File to write: .png, .jpg or .webp.")
@@ -54,9 +54,9 @@ def main() -> None:
 def _serve(**values: Any) -> None:
     """Serve models over HTTP.
 
-    These are the most used options; --help-all shows them all. Each can also be set by an
-    environment variable, such as TANDEM_PORT, or in the YAML file of --config; the command line
-    wins, then the environment, then the file.
+    These are the most common options; --help-all shows all of them. Each can also be set by an
+    environment variable, such as TANDEM_PORT, or in the YAML file given by --config. The command
+    line takes precedence, then the environment, then the file.
     """
     with _told_in_a_line():
         settings = load_settings(given_settings(values))
@@ -74,30 +74,33 @@ _serve.__signature__ = serve_signature()  # type: ignore[attr-defined]
 app.command("serve")(_serve)
 
 
-@app.command(short_help="Serve with several servers behind one address, by Ray Serve.")
+@app.command(short_help="Run several servers behind one address with Ray Serve.")
 def ray(
     models: Annotated[
         list[str] | None, typer.Argument(metavar="MODEL", help="As in serve.", show_default=False)
     ] = None,
     config: Annotated[
         Path | None,
-        typer.Option(help="As in serve: the settings of each server; all machines have the file."),
+        typer.Option(
+            help="As in serve: the settings of each server. The file must exist on all machines."
+        ),
     ] = None,
     replicas: Annotated[int, typer.Option(min=1, help="Number of servers.")] = 1,
     max_replicas: Annotated[
-        int | None, typer.Option(min=1, help="Start more, up to so many, when requests wait.")
+        int | None, typer.Option(min=1, help="Start up to this many servers when requests wait.")
     ] = None,
-    cpus: Annotated[float, typer.Option(min=0.0, help="Cores that each server needs.")] = 1.0,
-    gpus: Annotated[float, typer.Option(min=0.0, help="GPUs that each server needs.")] = 0.0,
+    cpus: Annotated[float, typer.Option(min=0.0, help="CPU cores for each server.")] = 1.0,
+    gpus: Annotated[float, typer.Option(min=0.0, help="GPUs for each server.")] = 0.0,
     host: Annotated[str, typer.Option(help="Address of Ray's proxies.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port of Ray's proxies.")] = 8000,
     address: Annotated[
-        str | None, typer.Option(help="Ray cluster. Default: one of this machine alone.")
+        str | None,
+        typer.Option(help="Address of a Ray cluster. Default: a new one on this machine only."),
     ] = None,
 ) -> None:
-    """Serve with several servers behind one address, by Ray Serve. Needs the extra `ray`."""
+    """Run several servers behind one address with Ray Serve. Needs the extra `ray`."""
     if find_spec("ray") is None:
-        raise _fail("this needs more packages: pip install 'tandem-server[ray]'")
+        raise _fail("this command needs additional packages: pip install 'tandem-server[ray]'")
     from server.ray_serve.command import ray_command
 
     settings = given(
@@ -118,7 +121,7 @@ def ray(
 @app.command()
 def chat(
     question: Annotated[
-        str | None, typer.Argument(help="Ask this one question; without it, start a conversation.")
+        str | None, typer.Argument(help="A single question. Without it, start a conversation.")
     ] = None,
     url: Url = None,
     api_key: ApiKey = None,
@@ -129,19 +132,19 @@ def chat(
     ] = None,
     top_p: Annotated[float | None, typer.Option(min=0.0, max=1.0)] = None,
     max_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Longest answer, in tokens.")
+        int | None, typer.Option(min=1, help="Maximum length of an answer, in tokens.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Makes answers repeatable.")] = None,
     history: Annotated[
         bool | None,
         typer.Option(
             "--history/--no-history",
-            help="Remember the lines of conversations for the arrow keys, in the cache folder. "
+            help="Remember chat input for the arrow keys, in the cache folder. "
             "[TANDEM_CHAT_HISTORY; yes]",
         ),
     ] = None,
 ) -> None:
-    """Talk to a running server. Ctrl-C stops an answer; /help in a conversation lists its
+    """Chat with a running server. Ctrl-C stops an answer; /help in a conversation lists the
     commands."""
     from server.terminal.chat.command import chat_command
 
@@ -152,31 +155,32 @@ def chat(
 
 @app.command()
 def draw(
-    prompt: Annotated[str, typer.Argument(help="What the picture shows.")],
+    prompt: Annotated[str, typer.Argument(help="Description of the image.")],
     output: Annotated[Path, _OUTPUT] = Path("image.png"),
     size: Annotated[
-        str | None, typer.Option(help="Width and height, such as 128x128. Default: the model's.")
+        str | None,
+        typer.Option(help="Width and height, such as 128x128. Default: the model's own."),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="The same seed draws the same picture.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same image.")] = None,
     steps: Annotated[
-        int | None, typer.Option(min=1, help="Number of steps. Default: the model's.")
+        int | None, typer.Option(min=1, help="Number of denoising steps. Default: the model's own.")
     ] = None,
     negative_prompt: Annotated[
-        str | None, typer.Option(help="What the picture must not show.")
+        str | None, typer.Option(help="What the image should not show.")
     ] = None,
     lora: Annotated[
         list[str] | None,
-        typer.Option(help="An adapter, NAME or NAME:SCALE. Repeatable.", metavar="NAME"),
+        typer.Option(help="LoRA adapter, as NAME or NAME:SCALE. Repeatable.", metavar="NAME"),
     ] = None,
     then: Annotated[
         list[str] | None,
-        typer.Option(help="What to do with the drawn picture: enlarge or matte. Repeatable."),
+        typer.Option(help="What to do with the finished image: enlarge or matte. Repeatable."),
     ] = None,
     model: PictureModel = None,
     url: Url = None,
     api_key: ApiKey = None,
 ) -> None:
-    """Have a running server draw a picture."""
+    """Draw an image with a running server."""
     from server.terminal.pictures import lora_of
 
     fields = given(
@@ -197,13 +201,13 @@ def upscale(
     image: ImageFile,
     output: Annotated[Path | None, _OUTPUT] = None,
     scale: Annotated[
-        float | None, typer.Option(help="How many times as large. Default: the model's, 4.")
+        float | None, typer.Option(help="Upscaling factor. Default: the model's, 4.")
     ] = None,
     model: PictureModel = None,
     url: Url = None,
     api_key: ApiKey = None,
 ) -> None:
-    """Have a running server enlarge a picture. The first time, the server fetches a model for
+    """Upscale an image with a running server. On first use, the server downloads a model for
     it."""
     fields = given(scale=scale, model=model)
     output = output or image.with_name(f"{image.stem}-large.png")
@@ -221,8 +225,8 @@ def cutout(
     url: Url = None,
     api_key: ApiKey = None,
 ) -> None:
-    """Have a running server remove a picture's background. The first time, the server fetches a
-    model for it."""
+    """Remove the background of an image with a running server. On first use, the server downloads
+    a model for it."""
     fields = given(background_color=background, model=model)
     output = output or image.with_name(f"{image.stem}-cutout.png")
     _fetch_picture("/v1/images/matte", fields, image, output, "cutting out", url, api_key)
@@ -243,39 +247,39 @@ def _fetch_picture(
     raise typer.Exit(picture_command(_client_settings(url, api_key), order))
 
 
-@app.command(short_help="List the models served, and the built-in names.")
+@app.command(short_help="List the served models and the built-in names.")
 def models(url: Url = None, api_key: ApiKey = None) -> None:
-    """List what a running server serves, and the names that are built in."""
+    """List the models of a running server and the built-in names."""
     from server.terminal.models import models_command
 
     raise typer.Exit(models_command(_client_settings(url, api_key)))
 
 
-@app.command(short_help="Show what a running server does, live.")
+@app.command(short_help="Monitor a running server.")
 def top(
     once: Annotated[
-        bool, typer.Option("--once", help="Print one snapshot, of a second, and end.")
+        bool, typer.Option("--once", help="Print one snapshot, taken over a second, and exit.")
     ] = False,
     url: Url = None,
     api_key: ApiKey = None,
 ) -> None:
-    """Show a running server's models, their memory, work and speed, and the requests in work, anew
-    each second. q or Ctrl-C leaves. In a pipe it prints one snapshot."""
+    """Show a running server's models, their memory, load and speed, and the requests in progress,
+    updated every second. q or Ctrl-C quits. In a pipe, print one snapshot."""
     from server.terminal.top.command import top_command
 
     raise typer.Exit(top_command(_client_settings(url, api_key), once=once))
 
 
-@app.command(short_help="Fetch a model for later use.")
+@app.command(short_help="Download a model for later use.")
 def pull(
     model: Annotated[
-        str, typer.Argument(help="Built-in name or hub id, as serve takes it.", metavar="NAME")
+        str, typer.Argument(help="Built-in name or hub id, as in serve.", metavar="NAME")
     ],
     cache_dir: Annotated[Path | None, AS_IN_SERVE] = None,
     as_json: Json = False,
 ) -> None:
-    """Fetch the files of a model that `tandem serve` would fetch, and say where they are and how
-    large. Asks no server. Files that are complete are not fetched again."""
+    """Download the files of a model that `tandem serve` would download, and print their location
+    and size. No server is needed. Complete files are not downloaded again."""
     from server.terminal.pull import pull_command
 
     with _told_in_a_line():
@@ -285,17 +289,17 @@ def pull(
 
 @app.command(short_help="Measure how well a model predicts a text.")
 def perplexity(
-    text: Annotated[Path, typer.Option(help="File with the text to score, UTF-8.")],
+    text: Annotated[Path, typer.Option(help="UTF-8 file with the text to score.")],
     model: Annotated[
         str | None,
         typer.Option(help="Model to load here, as in serve; with --url, the id of a served model."),
     ] = None,
     against: Annotated[
         str | None,
-        typer.Option(help="The original to compare with, such as the same model in bf16."),
+        typer.Option(help="Original model to compare with, such as the same model in bf16."),
     ] = None,
     url: Annotated[
-        str | None, typer.Option(help="Measure a model of the server at this address instead.")
+        str | None, typer.Option(help="Measure a model of the server at this URL instead.")
     ] = None,
     api_key: ApiKey = None,
     context: Annotated[int, typer.Option(min=4, help="Tokens per passage.")] = 512,
@@ -363,11 +367,11 @@ def lora_train(order: Given, _engine: Given, as_json: Json = False) -> None:
     raise typer.Exit(lora_train_command(training, settings, as_json=as_json))
 
 
-@app.command(short_help="Say what memory a model needs, and how fast it can be.")
+@app.command(short_help="Estimate a model's memory and speed.")
 @ordered(
     PlanningOrder,
     *("device", "dtype", "kv_cache_dtype", "max_num_batched_tokens", "lora", "max_loras"),
-    *("max_cpu_loras", "lora_memory_gib", "lora_dtype"),
+    *("max_cpu_loras", "lora_memory_gib", "lora_dtype", "replicas"),
 )
 def plan(
     order: Given,
@@ -375,8 +379,8 @@ def plan(
     loras_dir: Annotated[Path | None, AS_IN_SERVE] = None,
     as_json: Json = False,
 ) -> None:
-    """Show how much memory a model needs in each format, and how fast it can be at most. Reads only
-    the headers of its files."""
+    """Show how much memory a model needs in each format, and its maximum speed. Reads only the
+    headers of its files."""
     from server.terminal.plan import plan_command
 
     runtime = {} if loras_dir is None else {"loras_dir": loras_dir, "enable_runtime_loading": True}
@@ -387,10 +391,10 @@ def plan(
     raise typer.Exit(plan_command(planning, settings, spec, as_json=as_json))
 
 
-@app.command(short_help="Make a smaller checkpoint, of fewer bits.")
+@app.command(short_help="Make a quantized checkpoint.")
 @ordered(QuantizingOrder)
 def quantize(order: Given, _engine: Given, as_json: Json = False) -> None:
-    """Make a checkpoint with fewer bits per weight. transformers can also read it; llama.cpp reads
+    """Make a checkpoint with fewer bits per weight. transformers can read it, too; llama.cpp reads
     the gguf- types."""
     from server.terminal.quantize import quantize_command
 
@@ -400,7 +404,7 @@ def quantize(order: Given, _engine: Given, as_json: Json = False) -> None:
     raise typer.Exit(quantize_command(quantizing, settings, as_json=as_json))
 
 
-@app.command(short_help="Show which kernels this machine runs, and why.")
+@app.command(short_help="Show which kernels run on this machine, and why.")
 def kernels(
     cpu_isa: Annotated[
         str | None, typer.Option(help="As in serve. [TANDEM_CPU_ISA]", metavar="ISA")
@@ -415,7 +419,7 @@ def kernels(
     raise typer.Exit(subprocess.run(module_command("kernels", *given), check=False).returncode)
 
 
-@app.command(short_help="Say what this machine lacks to serve, and how to mend it.")
+@app.command(short_help="Check whether this machine can serve, and how to fix what is missing.")
 def doctor(
     model: Annotated[list[str] | None, AS_IN_SERVE] = None,
     config: Annotated[Path | None, AS_IN_SERVE] = None,
@@ -426,8 +430,8 @@ def doctor(
     cache_dir: Annotated[Path | None, AS_IN_SERVE] = None,
     as_json: Json = False,
 ) -> None:
-    """Examine this machine for `tandem serve` with the same options, and say of each part what it
-    is like and what mends it. Starts and fetches nothing. Exit code 1: it cannot serve."""
+    """Check whether this machine can run `tandem serve` with the same options, part by part, and
+    how to fix what is missing. Starts and downloads nothing. Exit code 1: it cannot serve."""
     from server.doctor.command import doctor_command
 
     options = given(
@@ -451,7 +455,7 @@ def _root(
         typer.Option("--version", help="Print the version.", is_eager=True, callback=_show_version),
     ] = False,
 ) -> None:
-    """Serves language and image models behind the OpenAI API."""
+    """Serve language and image models through the OpenAI API."""
 
 
 @app.command()

@@ -22,7 +22,7 @@ def table() -> str:
         [
             "| field | bounds | default | meaning |\n|---|---|---|---|\n",
             *rows,
-            f"\n[Samplers](#the-order-of-samplers), in their usual order: {names}.\n",
+            f"\n[Samplers](#sampler-order), in their usual order: {names}.\n",
         ]
     )
 

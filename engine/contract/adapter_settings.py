@@ -48,23 +48,23 @@ class AdapterSettings(WorkerSettings):
     )
     max_loras: int | None = knob(
         None,
-        "Most LoRA adapters of a model that can be used in one step; requests for others wait "
-        "until one of these is free. By default as many as the model has: those of lora, plus 16 "
-        "if clients may load some.",
+        "Maximum number of a model's LoRA adapters that can be used in one step; requests for "
+        "others wait until a slot is free. By default as many as the model has: those of lora, "
+        "plus 16 if clients may load some.",
         ge=0,
         le=1024,
     )
     max_cpu_loras: int | None = knob(
         None,
-        "Most LoRA adapters that a model has in total, in use or not; by default max_loras, and "
-        "at least those of lora.",
+        "Maximum number of a model's LoRA adapters in total, in use or not; by default max_loras, "
+        "and at least those of lora.",
         ge=0,
         le=65536,
     )
     lora_memory_gib: float | None = knob(
         None,
-        "Limit on the memory of a model's LoRA adapters. The least recently used ones make way "
-        "and are read again when a request needs them. By default as much as max_loras need.",
+        "Maximum memory for a model's LoRA adapters. The least recently used ones are dropped, "
+        "and read again when a request needs them. By default as much as max_loras need.",
         ge=0.0,
     )
 

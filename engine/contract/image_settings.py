@@ -17,13 +17,19 @@ class PixelSettings(WorkerSettings):
     """How an image model computes, and on how many images at once."""
 
     image_dtype: DType = knob(
-        "auto", "Element type of image models: auto is bfloat16 on a GPU and float32 on a CPU."
+        "auto", "Data type of image models: auto means bfloat16 on a GPU and float32 on a CPU."
     )
     max_num_rows: int = knob(
-        32, "Most rows (images times guidance branches) in one denoiser call.", ge=1, le=1024
+        32,
+        "Maximum number of rows (images times guidance branches) in one denoiser call.",
+        ge=1,
+        le=1024,
     )
     max_num_images: int = knob(
-        32, "Most images that one image model works on at once; others wait.", ge=1, le=4096
+        32,
+        "Maximum number of images that one image model works on at once; others wait.",
+        ge=1,
+        le=4096,
     )
 
 
@@ -38,6 +44,6 @@ class ImageSettings(PixelSettings, AdapterSettings):
     )
     max_batch_megapixels: float = knob(
         4.2,
-        "Most megapixels of all rows in one denoiser call; limits the memory for activations.",
+        "Maximum megapixels of all rows in one denoiser call; limits the memory for activations.",
         ge=0.001,
     )

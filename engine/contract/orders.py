@@ -43,7 +43,7 @@ class TrainingOrder(Order):
 
     carried_out_by = "engine.commands.training.run:carry_out"
     uses_operations = False
-    task: Task = knob(help="What the model makes: text or images.")
+    task: Task = knob(help="What the model generates: text or images.")
     model: str = knob("", "Model to adapt, as in serve.")
     data: Path = knob(None, "Texts: a JSONL file. Images: a folder of pictures with captions.")
     output: Path = knob(None, "Folder for the results.")
@@ -53,16 +53,18 @@ class TrainingOrder(Order):
     )
     steps: int = knob(300, "Number of training steps.", ge=1, le=1_000_000)
     batch_size: int = knob(4, "Examples per step.", ge=1, le=1024)
-    learning_rate: float = knob(2e-4, "Highest learning rate.", ge=1e-9, le=10.0)
-    optimizer: Optimizer = knob("adamw", "Optimizer that changes the adapter.")
+    learning_rate: float = knob(2e-4, "Peak learning rate.", ge=1e-9, le=10.0)
+    optimizer: Optimizer = knob("adamw", "Optimizer for the adapter.")
     precision: Precision = knob("float32", "Precision of the frozen weights.")
     targets: tuple[str, ...] = knob(
         (), "Layers to adapt by name, such as q_proj; may be repeated. [the usual ones]"
     )
-    max_length: int = knob(256, "Longest text, in tokens; the rest is cut.", ge=2, le=131_072)
+    max_length: int = knob(
+        256, "Maximum length of a text, in tokens; the rest is cut.", ge=2, le=131_072
+    )
     size: int = knob(64, "Width and height of pictures.", ge=8, le=4096)
     caption_dropout: float = knob(
-        0.1, "How often an image is learned without its caption.", ge=0.0, le=1.0
+        0.1, "Share of images trained without their caption.", ge=0.0, le=1.0
     )
     seed: int = knob(0, "The same seed trains the same adapter.")
     save_every: int = knob(100, "Steps between checkpoints; 0: none.", ge=0, le=1_000_000)
@@ -120,7 +122,7 @@ class PlanningOrder(Order):
     model: str = knob(help="Model to plan for, as in serve.")
     gpu: str | None = knob(None, "h100, a100, l4, 4090, …. Default: this machine's device.")
     concurrency: int = knob(1, "Texts or pictures at the same time.", ge=1)
-    context: int | None = knob(None, "Tokens per text. Default: the most possible.", ge=1)
+    context: int | None = knob(None, "Tokens per text. Default: the model's maximum.", ge=1)
     measures_speed: bool = True
 
 

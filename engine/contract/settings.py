@@ -23,22 +23,24 @@ class EngineConfig(ImageSettings, TextSettings):
 
     image_share: float = knob(
         0.5,
-        "Largest share of time that image steps take while text is being generated; 1 is no limit.",
+        "Maximum share of time that image steps take while text is being generated; 1 means no "
+        "limit.",
         ge=0.05,
         le=1.0,
     )
 
     memory_gib: float | None = knob(
         None,
-        "Most memory that all models together may hold on a device; models beyond it sleep until "
-        "they are asked for. By default what was free at the start.",
+        "Maximum memory that all models together may hold on a device; models that do not fit "
+        "sleep until a request needs them. By default, what was free at startup.",
         ge=0,
     )
 
     sleep_file_gib: float = knob(
         2.0,
-        "Most memory of models that is kept in files while they sleep, so that they wake at once. "
-        "Their processes stay until others need their memory. With 0 they always end.",
+        "Maximum size of the files that hold the memory of sleeping models, so that they wake "
+        "quickly. Their processes stay until others need their memory. With 0, the processes "
+        "always end.",
         ge=0,
     )
 

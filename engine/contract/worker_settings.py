@@ -32,46 +32,47 @@ class WorkerSettings:
 
     device: Device = knob(
         "auto",
-        "Where the model runs: auto takes an NVIDIA GPU if there is one, cuda:1 the second one.",
+        "Where the model runs: auto uses an NVIDIA GPU if there is one; cuda:1 is the second GPU.",
         form="auto|cpu|cuda|cuda:N",
     )
     kind: WantedKind = knob(
         "auto",
-        "What a model is served as. auto: what its checkpoint is made for. embedding: a text "
-        "model also makes embeddings, from the state of the last token. reranker: a Qwen3-Reranker "
-        "that is stored as a text model scores pairs of texts. upscaler: a .safetensors file is a "
-        "network that enlarges images, whatever its weights are called.",
+        "What a model is served as. auto: what its checkpoint is made for. embedding: serve a "
+        "text model for embeddings, from the state of the last token. reranker: serve a "
+        "Qwen3-Reranker stored as a text model, which scores pairs of texts. upscaler: treat a "
+        ".safetensors file as an upscaling network, whatever its weights are called.",
     )
     scheduling_policy: Policy = knob(
         "fcfs",
-        "Whose turn is next, for models of every kind: first come, first served; or by the "
-        "requests' priority, then by arrival.",
+        "Order in which requests run, for models of every kind: fcfs (first come, first served), "
+        "or by the requests' priority and then by arrival.",
     )
     max_num_queued: int = knob(1024, "Requests that may wait for a place in the batch.", ge=1)
     replicas: int = knob(
         1,
-        "Workers that serve a model together under one id, each with its own copy of the weights, "
-        "its own KV cache and its share of the cores. A request goes to the one that has most of "
-        "its prompt cached, unless that one is too busy. With device cuda each has a GPU of its "
-        "own, with cuda:N they share one.",
+        "Number of workers that serve a model under one id, each with its own copy of the "
+        "weights, its own KV cache and its share of the cores. A request goes to the one with "
+        "most of its prompt cached, unless that one is too busy. With device cuda each has its "
+        "own GPU; with cuda:N they share one.",
         ge=1,
         le=64,
     )
     num_threads: int | None = knob(
         None,
-        "Most CPU threads of a worker. By default one per core that affinity and the container's "
-        "quota allow, less one for HTTP if there are more than two; replicas share them.",
+        "Maximum number of CPU threads of a worker. By default one per core that affinity and the "
+        "container's quota allow, minus one for HTTP if there are more than two; replicas share "
+        "them.",
         ge=1,
     )
     adaptive_threads: bool = knob(
         True,
-        "On a CPU, use fewer threads while other processes keep the cores busy, because threads "
-        "that wait for a core hold up all the others.",
+        "On a CPU, use fewer threads while other processes keep the cores busy, because a thread "
+        "that waits for a core holds up all the others.",
     )
     worker_timeout_s: float = knob(
         60.0,
-        "Restart a worker after this many seconds without a sign of life, or with its loop "
-        "blocked while requests wait.",
+        "Restart a worker after this many seconds without a heartbeat, or with its loop blocked "
+        "while requests wait.",
         ge=0.1,
         le=86_400,
     )
@@ -83,32 +84,34 @@ class WorkerSettings:
         le=604_800,
     )
     pinned: bool = knob(
-        False, "Never put the model to sleep, neither to make room for another nor for idleness."
+        False,
+        "Never put the model to sleep, neither to make room for another model nor because it "
+        "is idle.",
     )
     sleep_idle_seconds: float = knob(
         -1.0,
         "Put a model to sleep after this many seconds without a request; a request wakes it. -1 "
-        "is never.",
+        "means never.",
         ge=-1,
     )
     wake_timeout_s: float = knob(
         300.0,
-        "Refuse a request whose model sleeps and has not woken within this many seconds.",
+        "Refuse a request if its sleeping model has not woken within this many seconds.",
         ge=0.1,
         le=86_400,
     )
     deterministic: bool = knob(
         False,
-        "Give bit-equal answers whatever else runs, even where that is slower: images on a GPU "
-        "or in bfloat16 are not batched, and text on a GPU uses slower matrix products. Image "
+        "Give bit-identical answers whatever else runs, even where that is slower: images on a "
+        "GPU or in bfloat16 are not batched, and text on a GPU uses slower matrix products. Image "
         "models keep a fixed number of threads.",
     )
 
     profiler_config: dict[str, Any] | None = knob(
         None,
-        "Let POST /start_profile and /stop_profile write traces of the workers' steps; a JSON "
-        'object with vLLM\'s fields: {"profiler": "torch", "torch_profiler_dir": "/folder", '
-        '"max_iterations": 100}.',
+        "Allow POST /start_profile and /stop_profile to write traces of the workers' steps; a "
+        "JSON object with vLLM's fields: "
+        '{"profiler": "torch", "torch_profiler_dir": "/folder", "max_iterations": 100}.',
         form="JSON",
         names_files=True,
     )

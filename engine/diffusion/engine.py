@@ -109,7 +109,7 @@ class DiffusionEngine:
         num_waiting = len(self._waiting) + len(self._without_adapters)
         if num_waiting >= self._limits.max_num_queued:
             raise QueueFull(
-                f"{num_waiting} image requests wait; the limit is "
+                f"{num_waiting} image requests are waiting; the limit is "
                 f"{self._limits.max_num_queued}; try again later"
             )
         # The names may mean other adapters before the request ends.

@@ -40,7 +40,7 @@ TextTurn = Turn[PendingTexts]
 class WholeTextsWork(Work[TextsRequestT, PendingTexts, OutputT, EventT, TextsStatsT]):
     """The work of an engine that computes texts whole."""
 
-    queue_full = "{num_waiting} inputs are waiting and this request has {num_new} more"
+    items = "requests"
 
     def __init__(self, limits: WholeTextsLimits) -> None:
         self._limits = limits

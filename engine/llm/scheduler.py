@@ -231,8 +231,8 @@ class Scheduler:
         num_places = self._max_num_running - len(self._sequences.running)
         if self._sequences.num_new_requests - num_places >= self._config.max_num_queued:
             raise QueueFull(
-                f"the queue is full: {self._config.max_num_queued} requests wait already; retry "
-                f"later, or raise max_num_queued"
+                f"the queue is full: {self._config.max_num_queued} requests are already waiting; "
+                "retry later, or raise max_num_queued"
             )
         sampling = request.sampling
         owner = ActiveRequest(

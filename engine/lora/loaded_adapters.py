@@ -394,7 +394,7 @@ class LoadedAdapters(ABC, Generic[Size, Place]):
         """
         replaces = order.name in self._keys
         if replaces and not order.replaces:
-            raise ModelConflict(f"adapter {order.name!r} is loaded already", param="lora_name")
+            raise ModelConflict(f"adapter {order.name!r} is already loaded", param="lora_name")
         most = self._limits.max_adapters
         if len(self._kept) >= most + replaces:
             num_leaving = sum(kept.is_leaving for kept in self._kept.values())

@@ -74,7 +74,7 @@ class MattingWork(Work[MattingRequest, PendingPicture, None, MattingEvent, Matti
     """The work of a `MattingEngine`."""
 
     stats_type = MattingStats
-    queue_full = "{num_waiting} pictures are waiting"
+    items = "pictures"
 
     def __init__(
         self, network: Network, limits: MattingLimits, clock: Clock = time.perf_counter

@@ -26,7 +26,8 @@ class TurnLimits:
     """The limits that all such engines have."""
 
     max_num_queued: int
-    """The most completions that may wait for their first turn, unless a single request has more."""
+    """The most requests that may wait for their first turn. How many turns one has does not matter,
+    since another one comes between any two of them."""
     scheduling_policy: Policy = "fcfs"
 
 
@@ -52,10 +53,8 @@ class TurnsEngine(Generic[RequestT, EventT, TurnStatsT]):
         """
         self._work.check(request)
         limit = self._limits.max_num_queued
-        num_waiting, num_new = self._num_waiting(), request.num_completions
-        if num_waiting and num_waiting + num_new > limit:
-            waiting = self._work.queue_full.format(num_waiting=num_waiting, num_new=num_new)
-            raise QueueFull(f"{waiting}; the limit is {limit}; try again later")
+        if sum(not one.is_begun for one in self._queue) >= limit:
+            raise QueueFull(f"{limit} {self._work.items} are waiting already; try again later")
         self._push(self._work.pending(request))
 
     def abort(self, request_id: str, index: int | None = None) -> None:

@@ -61,8 +61,8 @@ class Work(Protocol[RequestT, PendingT, OutputT, EventT, TurnStatsT]):
     """Decides what an engine computes and which turns share a step."""
 
     stats_type: type[TurnStatsT]
-    queue_full: str
-    """How the error for a full queue begins: a format of `num_waiting` and `num_new`."""
+    items: str
+    """What requests are called in the error for a full queue, such as `images`."""
 
     def check(self, request: RequestT) -> None:
         """Check a request before it is queued.

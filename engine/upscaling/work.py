@@ -69,7 +69,7 @@ class UpscalingWork(Work[UpscaleRequest, PendingImage, Tensor, UpscaleEvent, Ups
     """The work of an `UpscalingEngine`."""
 
     stats_type = UpscaleStats
-    queue_full = "{num_waiting} images are waiting"
+    items = "images"
 
     def __init__(self, runner: TileRunner, facts: NetworkFacts, limits: UpscalingLimits) -> None:
         self._runner = runner
@@ -90,8 +90,8 @@ class UpscalingWork(Work[UpscaleRequest, PendingImage, Tensor, UpscaleEvent, Ups
                 )
         if not 0 <= request.overlap < request.tile <= self._limits.max_tile:
             raise InvalidParameter(
-                f"tile {request.tile} with overlap {request.overlap} cannot be; a tile has at most "
-                f"{self._limits.max_tile} pixels a side and overlaps by less than itself",
+                f"tile {request.tile} with overlap {request.overlap} is not possible; a tile has "
+                f"at most {self._limits.max_tile} pixels a side and overlaps by less than itself",
                 param="tile",
             )
         if request.exact and request.overlap < 2 * rim_of(request, self._facts):

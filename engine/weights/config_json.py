@@ -44,7 +44,7 @@ def read_config_json(folder: Path) -> ModelConfig:
         if family.architecture in families():
             read_pictures = picture_readers().get(keys.values["architectures"][0])
         if read_pictures is None:
-            log.warning("only texts are served", reason="this model's pictures are not supported")
+            log.warning("only text is served", reason="this model's pictures are not supported")
         tied = config.tie_word_embeddings and not _has_head(folder)
         config = replace(config, is_wrapped=True, tie_word_embeddings=tied)
     elif config.is_wrapped:

@@ -135,7 +135,7 @@ def _fetch_files(
             found = find_cached()
             if found is None:
                 raise
-            log.warning("the hub cannot be reached; using the copy in its cache", model=wanted.repo)
+            log.warning("the hub cannot be reached; using the cached copy", model=wanted.repo)
     elif found is None:
         found = find_cached()
     if found is None:
@@ -407,7 +407,7 @@ def _clear_errors(repo: str, revision: str | None) -> Iterator[None]:
         log.debug("where the download failed", exc_info=error)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise ModelLoadError(
-                f"the disk has too little room for {asked}; free some, or set HF_HOME"
+                f"there is not enough disk space for {asked}; free some, or set HF_HOME"
             ) from error
         raise ModelNotFound(
             f"{asked} could not be fetched ({type(error).__name__}); check the network and proxy "

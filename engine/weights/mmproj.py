@@ -28,7 +28,7 @@ def with_mmproj(checkpoint: Checkpoint, named: str | None) -> Checkpoint:
         try:
             read_gguf_config(checkpoint.path, path)
         except ModelLoadError as error:
-            log.warning("the model will take no pictures", reason=error.message)
+            log.warning("the model will not accept images", reason=error.message)
         else:
             return replace(checkpoint, mmproj=path)
     return checkpoint

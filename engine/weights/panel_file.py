@@ -81,7 +81,7 @@ class PanelFile:
                 return Panels(
                     format=form, out_features=out_features, in_features=in_features, data=data
                 )
-            log.warning("a file of arranged weights does not fit its model", path=str(self._path))
+            log.warning("a file of packed panels does not match its model", path=str(self._path))
             self._forget()
         panels = make()
         self._made.append((_label(form, out_features, in_features), panels.data))
@@ -122,14 +122,14 @@ class PanelFile:
             self._make_room(num_bytes)
             disk = shutil.disk_usage(self._path.parent)
             if disk.free - num_bytes < FREE_SHARE * disk.total:
-                log.info("too little room to keep arranged weights", path=str(self._path.parent))
+                log.info("not enough disk space to keep packed panels", path=str(self._path.parent))
                 return
             write_whole(self._path, _in_pieces(_content(made)))
         except OSError as error:
-            log.warning("arranged weights cannot be kept", path=str(self._path), reason=str(error))
+            log.warning("packed panels cannot be kept", path=str(self._path), reason=str(error))
             return
         seconds = round(time.monotonic() - started_s, 1)
-        log.info("arranged weights are kept", path=str(self._path), seconds=seconds)
+        log.info("packed panels written", path=str(self._path), seconds=seconds)
 
     def _make_room(self, num_bytes: int) -> None:
         """Remove the files that have not been used for longest, and rests of killed processes."""

@@ -30,7 +30,7 @@ def with_pictures(
     try:
         facts, vision = read_pictures(_picture_keys(keys, folder), config)
     except ModelLoadError as error:
-        log.warning("the model will take no pictures", reason=error.message)
+        log.warning("the model will not accept images", reason=error.message)
         return config
     return replace(config, pictures=facts, vision=vision)
 

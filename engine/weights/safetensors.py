@@ -300,6 +300,8 @@ def _damaged(path: Path) -> CorruptFile:
 def _checked_end(entry: dict[str, Any]) -> int:
     start, end = entry["data_offsets"]
     shape = entry["shape"]
+    if not isinstance(shape, list):
+        raise ValueError("not a shape")
     if not all(isinstance(n, int) and n >= 0 for n in (start, end, *shape)):
         raise ValueError("not a size")
     if start > end or (math.prod(shape) == 0) != (start == end):

@@ -317,9 +317,10 @@ class ProcessEngineClient(EngineClient):
                     param="model",
                 )
             if before.status.phase is not Phase.FAILED:
-                doing = "is loaded" if before.info is not None else "is being loaded"
+                is_loaded = before.info is not None
+                doing = "is already loaded" if is_loaded else "is already being loaded"
                 raise ModelConflict(
-                    f"a model {name!r} {doing} already; unload it first or use another name",
+                    f"model {name!r} {doing}; unload it first or use another name",
                     param="model",
                 )
         supervisor = self._supervisor(spec, on_demand=True)
@@ -483,7 +484,7 @@ class ProcessEngineClient(EngineClient):
                 names = []
             if name in [supervisor.spec.name, supervisor.spec.served_as, *names]:
                 raise ModelConflict(
-                    f"{name!r} is served already; unload it first or use another name",
+                    f"{name!r} is already served; unload it first or use another name",
                     param="lora_name",
                 )
 

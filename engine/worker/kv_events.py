@@ -201,7 +201,7 @@ class KvEventPublisher:
         assert self._replay is not None
         frames = self._replay.recv_multipart()
         if len(frames) != 3 or len(frames[2]) != 8:
-            log.warning("a replay of KV events was asked for in a form that is unknown")
+            log.warning("a replay of KV events was requested in an unknown form")
             return
         client, _, first = frames
         with self._lock:

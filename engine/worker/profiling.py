@@ -85,7 +85,7 @@ class StepProfiler:
             with_stack=self._config.torch_profiler_with_stack,
         )
         self._running.start()
-        log.info("steps are profiled", most_steps=self._config.max_iterations)
+        log.info("profiling started", max_steps=self._config.max_iterations)
 
     def _write(self) -> None:
         running, self._running = self._running, None

@@ -187,7 +187,11 @@ class Sleepers:
         staying = [other for other in going if not other.slumber.is_dozing]
         kept = sum(self._arbiter.held(device, other.spec.name, PROCESS) for other in staying)
         for other in going:
-            log.info("model makes room", model=other.spec.name, wanted=supervisor.spec.name)
+            log.info(
+                "model put to sleep to make room",
+                model=other.spec.name,
+                wanted=supervisor.spec.name,
+            )
         falling = [
             other.fall_asleep(deep=missing + kept > 0 or other.slumber.is_dozing) for other in going
         ]

@@ -7,13 +7,12 @@ import torch
 from torch import Tensor
 
 from kernels.conv3x3.convolution import Convolution
-from kernels.shared.tolerances import FLOATS
 from kernels.shared.work import Work, num_bytes
 
+TESTED_DTYPES = (torch.float32, torch.bfloat16)
 # The transformed patches and kernels are up to 10 times as large as the results, and so are their
-# rounding errors.
-TOLERANCE = dict.fromkeys(FLOATS, 1e-4)
-"""The tolerance; numbers are fp32 for every requested dtype."""
+# rounding errors. In bf16 they are twice as large, and a result is the sum of 9 of 16.
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 
 
 @dataclass(frozen=True)
@@ -64,12 +63,13 @@ def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[st
     """Keyword arguments of the op."""
     weight = torch.randn(case.outputs, case.inputs, 3, 3).mul_((9 * case.inputs) ** -0.5)
     slopes = torch.rand(case.outputs) if case.has_slopes else 1.0
-    whole = _map(case, case.inputs + case.outputs + 3)
-    x = whole[:, : case.inputs] if case.is_slice else _map(case, case.inputs)
+    dtype = dtype if dtype in TESTED_DTYPES else torch.float32
+    whole = _map(case, case.inputs + case.outputs + 3).to(dtype)
+    x = whole[:, : case.inputs] if case.is_slice else _map(case, case.inputs).to(dtype)
     return {
         "x": x if case.is_channels_last else x.contiguous(),
-        "convolution": Convolution.of(weight, torch.randn(case.outputs), slopes),
-        "addend": _map(case, case.outputs) if case.has_addend else None,
+        "convolution": Convolution.of(weight.to(dtype), torch.randn(case.outputs), slopes),
+        "addend": _map(case, case.outputs).to(dtype) if case.has_addend else None,
         "scale": 0.2 if case.has_addend else 1.0,
         "out": whole[:, case.inputs : -3] if case.is_slice else None,
     }
@@ -79,8 +79,8 @@ def work(inputs: dict[str, Any]) -> Work:
     """The work of the definition, with the original weights."""
     x, weight = inputs["x"], inputs["convolution"].weight
     cells = x[:, 0].numel()
-    written = 4 * cells * len(weight)
-    moved = 4 * x.numel() + num_bytes((weight, inputs["addend"])) + written
+    written = x.itemsize * cells * len(weight)
+    moved = x.nbytes + num_bytes((weight, inputs["addend"])) + written
     return Work(moved, 2 * weight.numel() * cells)
 
 

@@ -1,12 +1,13 @@
-"""The convolution in C++ by Winograd's method, which needs a quarter of the multiplications."""
+"""The convolution in C++ by Winograd's method, which needs a quarter of the multiplications in
+fp32, and less than half in bf16."""
 
 import functools
 
 import torch
 from torch import Tensor
 
-from kernels import native
-from kernels.conv3x3.convolution import Convolution
+from kernels import isa, native
+from kernels.conv3x3.convolution import STRIP, Convolution
 
 
 def supports(
@@ -16,11 +17,14 @@ def supports(
     scale: float = 1.0,
     out: Tensor | None = None,
 ) -> bool:
-    """Supports fp32 maps on the CPU. In written and added maps a cell's channels must lie side by
-    side and cells evenly apart; inputs in other layouts are copied."""
+    """Supports fp32 maps on the CPU, and bf16 ones where such numbers are multiplied in pairs. In
+    written and added maps a cell's channels must lie side by side and cells evenly apart; inputs
+    in other layouts are copied."""
     others = [given for given in (addend, out) if given is not None]
     return (
-        x.dtype is torch.float32
+        x.dtype is convolution.weight.dtype
+        and (x.dtype is torch.float32 or (x.dtype is torch.bfloat16 and isa.multiplies_bf16()))
+        and all(given.dtype is x.dtype for given in others)
         and native.runs_on(x, *others)
         and all(_cell_stride(given) is not None for given in others)
     )
@@ -40,12 +44,13 @@ def conv3x3(
     outputs = convolution.num_outputs
     if out is None:
         size = (rows, outputs, height, width)
-        out = torch.empty(size, memory_format=torch.channels_last)
-    _, strips, padded_inputs, _ = convolution.transformed.shape
+        out = torch.empty(size, dtype=x.dtype, memory_format=torch.channels_last)
+    transformed = convolution.transformed
     _function()(
+        native.DTYPES[x.dtype],
         x.data_ptr(),
         _cell_stride(x),
-        convolution.transformed.data_ptr(),
+        transformed.data_ptr(),
         convolution.bias.data_ptr(),
         convolution.slopes.data_ptr(),
         None if addend is None else addend.data_ptr(),
@@ -57,9 +62,9 @@ def conv3x3(
         height,
         width,
         inputs,
-        padded_inputs,
+        transformed[0, 0].numel() // STRIP,
         outputs,
-        strips,
+        transformed.shape[1],
     )
     return out
 
@@ -80,4 +85,4 @@ def _cell_stride(x: Tensor) -> int | None:
 
 @functools.cache
 def _function() -> native.Function:
-    return native.function("tandem_conv3x3", "pippppifpiiiiiiii")
+    return native.function("tandem_conv3x3", "ipippppifpiiiiiiii")

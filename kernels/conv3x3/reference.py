@@ -17,8 +17,8 @@ def conv3x3(
     """Convolve zero-padded maps, apply slopes, and add the addend.
 
     Args:
-        x: [R, C, H, W], fp32, fastest where a cell's channels lie side by side: channels-last
-            layout, or some channels of a wider map in it.
+        x: [R, C, H, W], fp32 or bf16 like the weights, fastest where a cell's channels lie side by
+            side: channels-last layout, or some channels of a wider map in it.
         convolution: from C to N channels.
         addend: [R, N, H, W]; the result is `addend + scale * convolved`.
         out: [R, N, H, W], with the same choice of layouts as x; written to. May be other channels
@@ -27,7 +27,7 @@ def conv3x3(
     Returns:
         [R, N, H, W], `out` or a new map in channels-last layout. In the faster implementation a
             row's result depends on the row alone; cells that have the same surroundings but lie
-            differently to multiples of 4 may differ by rounding.
+            differently to multiples of 4 (2 in bf16) may differ by rounding.
 
     Papers: Winograd 1980, Arithmetic Complexity of Computations; Lavin and Gray 2015,
     arXiv:1509.09308, section 4.3.
@@ -35,10 +35,10 @@ def conv3x3(
     bias, slopes = (
         numbers[: convolution.num_outputs] for numbers in (convolution.bias, convolution.slopes)
     )
-    y = F.conv2d(x, convolution.weight, bias, padding=1)
+    y = F.conv2d(x.float(), convolution.weight.float(), bias, padding=1)
     y = torch.where(y < 0, slopes[:, None, None] * y, y)
     if addend is not None:
         y = addend + scale * y
     if out is None:
-        return y.contiguous(memory_format=torch.channels_last)
+        return y.to(x.dtype).contiguous(memory_format=torch.channels_last)
     return out.copy_(y)

@@ -1,4 +1,4 @@
-"""`tandem doctor`: what a machine lacks to serve, and how to mend it. Start at `command.py`.
+"""`tandem doctor`: what a machine lacks to serve, and how to fix it. Start at `command.py`.
 
 Nothing here imports torch: its build is read from its files, the driver is asked directly.
 """

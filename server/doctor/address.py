@@ -18,7 +18,7 @@ def port(settings: Settings) -> Finding:
         with contextlib.closing(open_listener(settings)) as listener:
             return Finding("port", "ok", f"{listener.uds or listener.url} is free")
     except ListenProblem as problem:
-        found, _, mend = str(problem).partition("; ")
+        found, _, fix = str(problem).partition("; ")
     if settings.uds is None and _is_tandem(settings):
         return Finding(
             "port",
@@ -27,22 +27,22 @@ def port(settings: Settings) -> Finding:
             f"use that one, or start another: tandem serve --port {_free_port(settings)}",
         )
     if settings.uds is None and "in use" in found:
-        mend = f"tandem serve --port {_free_port(settings)}"
-    return Finding("port", "broken", found, mend or "choose another address with --host or --uds")
+        fix = f"tandem serve --port {_free_port(settings)}"
+    return Finding("port", "broken", found, fix or "choose another address with --host or --uds")
 
 
 def connections(settings: Settings) -> Finding:
     """Whether the limit on open files allows the connections that the settings do."""
     wanted, allowed = settings.max_connections, allow_open_files(settings.max_connections)
-    mend = f"ulimit -n {2 * wanted} before tandem serve; systemd: LimitNOFILE={2 * wanted}"
+    fix = f"ulimit -n {2 * wanted} before tandem serve; systemd: LimitNOFILE={2 * wanted}"
     if allowed < 1:
-        return Finding("open files", "broken", "the limit is too low for any connection", mend)
+        return Finding("open files", "broken", "the limit is too low for any connection", fix)
     if allowed < wanted:
         return Finding(
             "open files",
             "limited",
             f"the limit allows {allowed} of {wanted} connections at a time",
-            mend,
+            fix,
         )
     return Finding("open files", "ok", f"enough for {wanted} connections at a time")
 

@@ -31,7 +31,7 @@ def cache_folder(folder: Path) -> Finding:
         return Finding(
             "cache folder",
             "limited",
-            f"{folder} is on a disk that runs no programs (noexec), so models run much more slowly",
+            f"{folder} is on a file system mounted noexec, so models run much more slowly",
             _ELSEWHERE.format("is on another disk"),
         )
     return Finding("cache folder", "ok", f"{folder} can be written")
@@ -42,8 +42,8 @@ def kv_store(folder: Path, max_bytes: int) -> Finding:
     place = _existing(folder)
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         found = f"{folder} cannot be used as a folder by this user"
-        mend = "tandem serve --kv-store FOLDER, with a folder that you can write to"
-        return Finding("KV store", "broken", found, mend)
+        fix = "tandem serve --kv-store FOLDER, with a folder that you can write to"
+        return Finding("KV store", "broken", found, fix)
     free = shutil.disk_usage(place).free
     rooms = f"{_gigabytes(free)} free for {folder}, {_gigabytes(max_bytes)} may be used"
     if free < max_bytes // 8:  # a folder that is in use has some of the rest
@@ -57,7 +57,7 @@ def disk(folder: Path, models: Sequence[ModelSpec]) -> Finding:
     try:
         free = shutil.disk_usage(_existing(folder)).free
     except OSError as error:
-        return Finding("disk", "limited", f"the room for {folder} is unknown: {error.strerror}")
+        return Finding("disk", "limited", f"free space for {folder} is unknown: {error.strerror}")
     rooms = f"{_gigabytes(free)} free for {folder}"
     if free < needed:
         return Finding(

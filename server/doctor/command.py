@@ -52,14 +52,14 @@ def examine(settings: Settings) -> Iterator[Finding]:
 def _show(console: Console, finding: Finding) -> None:
     console.print(f"{finding.health:<8}", style=_STYLES[finding.health], end="")
     console.print(f"{finding.part}: {finding.found}")
-    if finding.mend is not None:
-        console.print(f"        to mend it: {finding.mend}")
+    if finding.fix is not None:
+        console.print(f"        fix: {finding.fix}")
 
 
 def _verdict(findings: list[Finding]) -> str:
     broken = [one.part for one in findings if one.health == "broken"]
     if broken:
-        return f"This machine cannot serve yet. Mend first: {', '.join(broken)}."
+        return f"This machine cannot serve yet. Fix first: {', '.join(broken)}."
     if any(one.health == "limited" for one in findings):
-        return "This machine can serve: tandem serve. The limited parts are worth mending."
+        return "This machine can serve: tandem serve. The limited parts are worth fixing."
     return "This machine can serve: tandem serve."

@@ -14,10 +14,10 @@ class Finding:
     Attributes:
         part: the part of the machine.
         found: what it is like, in a sentence without an end.
-        mend: the one command or setting that helps, if it is not ok.
+        fix: the one command or setting that helps, if it is not ok.
     """
 
     part: str
     health: Health
     found: str
-    mend: str | None = None
+    fix: str | None = None

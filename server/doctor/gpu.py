@@ -40,7 +40,7 @@ class DriverProblem(Exception):
 def gpu(device: str) -> Finding:
     """Whether the GPU is of use, where `device` is what the settings want."""
     if device == "cpu":
-        return Finding("GPU", "ok", "not used, since the device is set to cpu")
+        return Finding("GPU", "ok", "not used because the device is set to cpu")
     unusable: Health = "broken" if device.startswith("cuda") else "limited"
     try:
         driver = ask_driver()
@@ -51,8 +51,8 @@ def gpu(device: str) -> Finding:
     names = ", ".join(f"{name} ({size / (1 << 30):.0f} GiB)" for name, size in driver.gpus)
     lack = _torch_problem(driver)
     if lack is not None:
-        reason, mend = lack
-        return Finding("GPU", unusable, f"{names} cannot be used: {reason}", mend)
+        reason, fix = lack
+        return Finding("GPU", unusable, f"{names} cannot be used: {reason}", fix)
     if importlib.util.find_spec("triton") is None:
         return Finding(
             "GPU",
@@ -114,25 +114,23 @@ def torch_cuda() -> str | None:
 def _without(driver: Driver | None, device: str) -> Finding:
     """The finding where this process may use no GPU."""
     if device.startswith("cuda"):
-        mend = "tandem serve --device auto, which takes the processor without a GPU"
-        return Finding(
-            "GPU", "broken", f"none can be used, but the device is set to {device}", mend
-        )
+        fix = "tandem serve --device auto, which uses the CPU if there is no GPU"
+        return Finding("GPU", "broken", f"none is usable, but the device is set to {device}", fix)
     if driver is not None and _is_there():
-        mend = "unset CUDA_VISIBLE_DEVICES, if it is set"
-        return Finding("GPU", "limited", "NVIDIA's driver offers none of this machine's", mend)
+        fix = "unset CUDA_VISIBLE_DEVICES, if it is set"
+        return Finding("GPU", "limited", "NVIDIA's driver reports none of this machine's GPUs", fix)
     if _is_there():
         return Finding(
             "GPU",
             "limited",
-            "an NVIDIA GPU without its driver, so models run on the processor",
+            "an NVIDIA GPU without its driver, so models run on the CPU",
             "install NVIDIA's driver (https://www.nvidia.com/drivers), then restart",
         )
-    return Finding("GPU", "ok", "none from NVIDIA, so models run on the processor")
+    return Finding("GPU", "ok", "no NVIDIA GPU, so models run on the CPU")
 
 
 def _torch_problem(driver: Driver) -> tuple[str, str] | None:
-    """Why torch cannot use the driver's GPUs, and the mend."""
+    """Why torch cannot use the driver's GPUs, and the fix."""
     built_for = torch_cuda()
     if built_for is None:
         version = importlib.metadata.version("torch")

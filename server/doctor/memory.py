@@ -48,10 +48,10 @@ def _of_known(models: Sequence[ModelSpec], needed: int, left: int) -> Finding:
     found = f"{_gib(needed + left)} free; {needs}"
     if left >= 0:
         return Finding("memory", "ok", found)
-    return Finding("memory", "broken", found, _mend(models))
+    return Finding("memory", "broken", found, _fix(models))
 
 
-def _mend(models: Sequence[ModelSpec]) -> str:
+def _fix(models: Sequence[ModelSpec]) -> str:
     if len(models) > 1:
         return f"close other programs, or serve one model: tandem serve {models[0].ref}"
     return "close other programs, or use a machine with more memory"
@@ -71,12 +71,14 @@ def _planned(model: ModelSpec, settings: Settings) -> Finding:
 def _not_planned(model: ModelSpec, problem: str) -> Finding:
     about = f"memory for {model.name}"
     if "offline mode" in problem:
-        found = "not known before the model is here"
-        return Finding(about, "limited", found, f"tandem pull {model.ref}, then this again")
+        found = "not known until the model has been downloaded"
+        return Finding(
+            about, "limited", found, f"tandem pull {model.ref}, then tandem doctor again"
+        )
     if "plans exist only" in problem:
         return Finding(about, "ok", problem.partition("; ")[0] + ", which is not planned")
-    found, _, mend = problem.partition("; ")
-    return Finding(about, "broken", found, mend or "choose another --model")
+    found, _, fix = problem.partition("; ")
+    return Finding(about, "broken", found, fix or "choose another --model")
 
 
 def _of_plan(model: ModelSpec, plan: dict[str, Any]) -> Finding:

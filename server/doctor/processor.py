@@ -29,7 +29,7 @@ def processor(cpu_isa: str) -> Finding:
             f"{machine}, without {', '.join(lacking)}, so models run slowly on it",
             "use a machine whose processor has AVX2 (Intel since 2013, AMD since 2015)",
         )
-    chosen = f"operations for {rungs[-1]}, the best it has"
+    chosen = f"operations for {rungs[-1]}, the best it supports"
     if cpu_isa in isa.RUNGS:
         best = "" if cpu_isa == rungs[-1] else f"; its best is {rungs[-1]}"
         chosen = f"operations for {cpu_isa}, as asked{best}"

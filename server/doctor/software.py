@@ -68,7 +68,11 @@ def compiler(cpu_isa: str) -> Finding:
     compilers, isa = module_alone("kernels/compilers.py"), module_alone("kernels/isa.py")
     wanted = isa.best() if cpu_isa == "auto" else cpu_isa
     if any(isa.PREBUILT.glob(f"{wanted}.*.so")):
-        return Finding("compiler", "ok", f"none needed: operations for {wanted} came compiled")
+        return Finding(
+            "compiler",
+            "ok",
+            f"not needed: the installation includes operations compiled for {wanted}",
+        )
     path = compilers.find()
     install = _installation()
     if path is None:

@@ -1,4 +1,4 @@
-"""Admits requests: bounds what is in flight per model, and refuses while draining.
+"""Admits requests: bounds what is in flight per operation of a model, and refuses while draining.
 
 Routes call this before anything expensive. A refused request gets `QueueFull` (429) or `Draining`
 (503) with a time to retry after. The engine's own limits come behind this one.
@@ -7,9 +7,10 @@ Routes call this before anything expensive. A refused request gets `QueueFull` (
 import asyncio
 import math
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from engine.contract.operations import AnyOperation
 from engine.errors import Draining, QueueFull
@@ -22,7 +23,7 @@ _LOOK_AGAIN_S = 0.05
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Places:
-    """How many requests or items each model of a kind may have in flight."""
+    """How many requests or items each model that offers an operation may have in flight for it."""
 
     what: str
     """Name of the things that take places, such as `sequences`."""
@@ -33,6 +34,16 @@ class Places:
     def limit(self) -> int:
         return self.num_running + self.num_waiting
 
+    @property
+    def share(self) -> int:
+        """The most places of one request whose parts can wait for each other: with twice what
+        runs, the next part is at hand when one ends, and half is left to others."""
+        return max(1, min(2 * self.num_running, self.limit // 2))
+
+
+_Queue = tuple[AnyOperation, str]
+"""What has places of its own: an operation of a model."""
+
 
 class Lease:
     """Places held by one request. Given back once, however the request ends.
@@ -41,23 +52,20 @@ class Lease:
     before its response starts, gives its places back when it is collected.
     """
 
-    def __init__(self, admission: "Admission | None", model: str, num_places: int) -> None:
+    def __init__(self, num_places: int, give_back: Callable[[], None] | None) -> None:
         self.num_places = num_places
-        self._admission = admission
-        self._model = model
-        if admission is not None:
-            admission._enter(model, num_places)
+        self._give_back = give_back
 
     @classmethod
-    def within(cls, model: str) -> "Lease":
+    def within(cls) -> "Lease":
         """A place that another lease holds and gives back."""
-        return cls(None, model, 1)
+        return cls(1, None)
 
     def release(self) -> None:
         """Give the places back. Idempotent."""
-        admission, self._admission = self._admission, None
-        if admission is not None:
-            admission._leave(self._model, self.num_places)
+        give_back, self._give_back = self._give_back, None
+        if give_back is not None:
+            give_back()
 
     def __del__(self) -> None:
         self.release()
@@ -66,8 +74,10 @@ class Lease:
 class Admission:
     """Counts the places taken at each model by what waits or runs. Event loop only.
 
-    Invariant: `num_in_flight(model)` is the sum of `num_places` over the model's live leases, and
-    at most the model's limit, unless a single request asks for more than that.
+    Each operation of a model has places of its own, as it has a queue of its own in the engine.
+
+    Invariant: the places taken for an operation are the sum of `num_places` over its live leases,
+    and at most the limit, unless a single request asks for more than that.
 
     Args:
         places: returns a model's places, given its kind and id.
@@ -83,14 +93,20 @@ class Admission:
         self._places = places
         self._lifecycle = lifecycle
         self._clock = clock
-        self._in_flight: dict[str, int] = {}
+        self._in_flight: Counter[_Queue] = Counter()
         self.num_requests = 0
         """Number of requests that hold places, however many."""
-        self._departures: deque[tuple[float, str, int]] = deque(maxlen=256)
+        self._departures: deque[tuple[float, _Queue, int]] = deque(maxlen=256)
 
     def num_in_flight(self, model: str | None = None) -> int:
         """Number of places taken at one model, or at all models."""
-        return sum(self._in_flight.values()) if model is None else self._in_flight.get(model, 0)
+        return sum(
+            num for (_, name), num in self._in_flight.items() if model is None or name == model
+        )
+
+    def share(self, kind: AnyOperation, model: str) -> int:
+        """The most places that a request should take if its further parts can wait."""
+        return self._places(kind, model).share
 
     def admit(self, kind: AnyOperation, model: str, num_more: int = 1) -> Lease:
         """Take places for a request to a model of that kind.
@@ -106,16 +122,18 @@ class Admission:
             draining = Draining("the server is shutting down; send the request to another one")
             draining.retry_after_s = max(1, math.ceil(self._lifecycle.remaining_drain_s()))
             raise draining
-        in_flight = self.num_in_flight(model)
+        in_flight = self._in_flight[kind, model]
         if in_flight and in_flight + num_more > places.limit:
             full = QueueFull(
                 f"{in_flight} {places.what} are running or waiting and {num_more} more were asked "
                 f"for; the limit is {places.limit} ({places.num_running} running and "
                 f"{places.num_waiting} waiting); try again later"
             )
-            full.retry_after_s = self._retry_after_s(model, in_flight + num_more - places.limit)
+            num_missing = in_flight + num_more - places.limit
+            full.retry_after_s = self._retry_after_s((kind, model), num_missing)
             raise full
-        return Lease(self, model, num_more)
+        self._enter((kind, model), num_more)
+        return Lease(num_more, partial(self._leave, (kind, model), num_more))
 
     async def admit_later(
         self, kind: AnyOperation, model: str, num_more: int, patience_s: float
@@ -135,27 +153,25 @@ class Admission:
                     raise
             await asyncio.sleep(_LOOK_AGAIN_S)
 
-    def _enter(self, model: str, num_places: int) -> None:
+    def _enter(self, queue: _Queue, num_places: int) -> None:
         self.num_requests += 1
-        self._in_flight[model] = self.num_in_flight(model) + num_places
+        self._in_flight[queue] += num_places
 
-    def _leave(self, model: str, num_places: int) -> None:
+    def _leave(self, queue: _Queue, num_places: int) -> None:
         self.num_requests -= 1
-        left = self._in_flight[model] - num_places
-        if left:
-            self._in_flight[model] = left
-        else:
-            del self._in_flight[model]
-        self._departures.append((self._clock(), model, num_places))
+        self._in_flight[queue] -= num_places
+        if not self._in_flight[queue]:
+            del self._in_flight[queue]
+        self._departures.append((self._clock(), queue, num_places))
 
-    def _retry_after_s(self, model: str, num_missing: int) -> int:
+    def _retry_after_s(self, queue: _Queue, num_missing: int) -> int:
         """Seconds until `num_missing` places are free, if requests go on ending at the recent
         rate."""
         now = self._clock()
         recent = [
             (at, num)
-            for at, name, num in self._departures
-            if name == model and now - at <= _RATE_WINDOW_S
+            for at, left, num in self._departures
+            if left == queue and now - at <= _RATE_WINDOW_S
         ]
         num_ended = sum(num for _, num in recent)
         if num_ended == 0:

@@ -236,6 +236,7 @@ class ClientConnection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         if self._is_crowded and self._num_connections() > self._limits.max_connections:
             self._refuse_crowded()
+        self._check_host()
         super().on_headers_complete()
         if self.scope["http_version"] == "1.0":
             self.cycle.__class__ = _OldCycle
@@ -278,6 +279,13 @@ class ClientConnection(HttpToolsProtocol):
             limit = self._limits.max_connections
             message = f"{limit} connections are open, which is this server's limit; try again later"
             self._stop_parsing(503, "too_many_connections", message)
+
+    def _check_host(self) -> None:
+        """Refuse what RFC 9112, section 3.2, refuses, as proxies may read it otherwise."""
+        num_hosts = sum(name == b"host" for name, _ in self.headers)
+        if num_hosts > 1 or (num_hosts == 0 and self.parser.get_http_version() == "1.1"):
+            message = f"the request has {num_hosts} Host headers; send one"
+            self._stop_parsing(400, "malformed_http", message)
 
     def _check_reader(self, now_s: float) -> None:
         """Cut the connection if its client has stopped reading, even if it is about to close."""

@@ -17,6 +17,7 @@ class ItemRun(EngineRun, Generic[EventT]):
     """A request of several items, measured from its admission on.
 
     Args:
+        num_items: how many; more than its places, if further ones wait for its own.
         fraction_of: the share of the work that is done at an event; None if events do not tell.
     """
 
@@ -26,13 +27,14 @@ class ItemRun(EngineRun, Generic[EventT]):
         engine: EngineClient,
         meter: ItemMeter,
         lease: Lease,
+        num_items: int,
         fraction_of: Callable[[EventT], float] | None = None,
     ) -> None:
         super().__init__(id, lease)
         self._engine = engine
         self._meter = meter
         self._stream: RequestEvents[Any] | None = None
-        self._num_items = self._num_open = lease.num_places
+        self._num_items = self._num_open = num_items
         self._is_begun = False
         self._fraction_of = fraction_of
         self._fraction = 0.0

@@ -106,7 +106,7 @@ def image_order(
     denoising = info.denoising
     if denoising is None:
         raise UnsupportedFeature(
-            f"{info.model} cannot do {task.value}; name a model that can", param="model"
+            f"{info.model} does not support {task.value}; name a model that does", param="model"
         )
     params = _params(body, task, inputs, info, denoising, settings)
     prompt = _prompt_text(body)

@@ -103,7 +103,7 @@ def decode_crops(
     picture = Image.fromarray(planes.rgb)
     if picture.size != upright:
         raise InvalidParameter(
-            f"{param} is turned by metadata that this server does not read; save the picture again",
+            f"{param} is rotated by metadata that this server does not read; save it again",
             param=param,
         )
     if planes.alpha is not None:

@@ -48,8 +48,8 @@ def hires_pass(
     """
     if ImageTask.IMAGE_TO_IMAGE not in info.tasks:
         raise UnsupportedFeature(
-            f"{info.model} cannot do {ImageTask.IMAGE_TO_IMAGE.value}, which the second pass "
-            "needs; leave hires out",
+            f"{info.model} does not support {ImageTask.IMAGE_TO_IMAGE.value}, which the second "
+            "pass needs; leave hires out",
             param="hires",
         )
     width, height = _size(fields, (first.width, first.height), info)

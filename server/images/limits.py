@@ -74,7 +74,7 @@ def edited_size(asked: Size | None, image: Pixels, info: ImageModelInfo) -> Size
         raise InvalidParameter(
             f"the image has {image.width}x{image.height} pixels, and {info.model} needs sides of "
             f"at least {info.min_side} and at most {info.max_pixels} pixels in total, which no "
-            "scale gives it; cut it to a less extreme shape",
+            "scale gives it; crop it to a less extreme shape",
             param="image",
         )
     return width, height

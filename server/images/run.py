@@ -49,7 +49,7 @@ class ImageRun(ItemRun[ImageEvent]):
     def __init__(
         self, id: str, engine: EngineClient, meter: ImageMeter, lease: Lease, jobs: ImageJobs
     ) -> None:
-        super().__init__(id, engine, meter, lease)
+        super().__init__(id, engine, meter, lease, lease.num_places)
         self._image_meter = meter
         self._jobs = jobs
         self._job: ImageJob | None = None

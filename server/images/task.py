@@ -29,8 +29,8 @@ def choose_task(body: ImageFields, info: ImageModelInfo) -> ImageTask:
     if task not in info.tasks:
         does = ", ".join(known.value for known in info.tasks) or "other tasks"
         raise UnsupportedFeature(
-            f"{info.model} cannot do {task.value}; it can do {does}; choose one of these, or "
-            "another model",
+            f"{info.model} does not support {task.value}; it supports {does}; choose one of "
+            "these, or another model",
             param=param,
         )
     if isinstance(body, ImageInputFields) and len(body.images) > 1:

@@ -111,7 +111,7 @@ class _Enlarge(Stage):
         return self.enlarging.size(width, height, num_images)
 
     def run(self) -> ItemRun[Any]:
-        state, info, lease = self.state, self.info, Lease.within(self.info.model)
+        state, info, lease = self.state, self.info, Lease.within()
         if isinstance(info, UpscaleModelInfo):
             return run_with(state, SERVED_UPSCALING, info, "upscale", lease)
         meter = state.metrics.of(SERVED_IMAGES).meter(info.model)
@@ -153,15 +153,14 @@ class _Matte(Stage):
         most = self.state.settings.max_image_input_pixels
         if self.is_told and width * height > most:
             raise InvalidParameter(
-                f"the image has {width}x{height} pixels by then; backgrounds are removed from "
-                f"images of at most {most} pixels; ask for a smaller image, or remove the "
+                f"the image has {width}x{height} pixels at that stage; backgrounds are removed "
+                f"from images of at most {most} pixels; ask for a smaller image, or remove the "
                 "background before it is enlarged"
             )
         return width, height
 
     def run(self) -> ItemRun[MattingEvent]:
-        lease = Lease.within(self.info.model)
-        return run_with(self.state, SERVED_MATTING, self.info, "matte", lease)
+        return run_with(self.state, SERVED_MATTING, self.info, "matte", Lease.within())
 
     async def follow(
         self, run: Any, picture: Pixels, index: int

@@ -75,7 +75,7 @@ class ChatPictures:
                     raise InvalidParameter(
                         f"image {number} has {opened.width}x{opened.height} pixels; this model "
                         f"reads images whose longer side is at most {MOST_TIMES_LONGER} times the "
-                        "shorter; cut the image"
+                        "shorter; crop the image"
                     )
                 pieces = facts.pieces(opened.width, opened.height)
                 crops = tuple(piece for piece in pieces if isinstance(piece, Crop))

@@ -34,9 +34,10 @@ async def answer_completion(
     exchange.log_prompts(prompts=body.prompt)
     check_width(body, exchange.config)
     id = new_id("cmpl")
+    num_at_once = max(1, min(len(body.prompt), exchange.share // body.num_places))
     generation = exchange.admit(
-        len(body.prompt) * body.num_places,
-        lambda lease: Generation(id, state.engine, exchange.metrics, lease),
+        num_at_once * body.num_places,
+        lambda lease: Generation(id, state.engine, exchange.metrics, lease, num_at_once),
     )
     async with generation:
         text = await state.texts.get(info)

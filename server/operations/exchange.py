@@ -104,6 +104,11 @@ class Exchange(Generic[InfoT, MetricsT]):
         """The metrics of the model's kind."""
         return self.state.metrics.of(self.served)
 
+    @property
+    def share(self) -> int:
+        """The most places that the request should take if its further parts can wait."""
+        return self.state.admission.share(self.served.operation, self.info.model)
+
     def log_prompts(self, **fields: Any) -> None:
         """Add fields that hold prompts, if the operator asked for them."""
         if self.state.settings.log_prompts:
@@ -164,7 +169,7 @@ def item_run(
     num_items: int = 1,
     fraction_of: Callable[[Any], float] | None = None,
 ) -> ItemRun[Any]:
-    """The run of a request for items of a kind that `ItemMetrics` measures.
+    """The run of a request for items of a kind that `ItemMetrics` measures, which take turns.
 
     Args:
         prefix: the beginning of its id.
@@ -175,9 +180,15 @@ def item_run(
     """
 
     create = partial(
-        run_with, exchange.state, exchange.served, exchange.info, prefix, fraction_of=fraction_of
+        run_with,
+        exchange.state,
+        exchange.served,
+        exchange.info,
+        prefix,
+        num_items=num_items,
+        fraction_of=fraction_of,
     )
-    return exchange.admit(num_items, create)
+    return exchange.admit(min(num_items, exchange.share), create)
 
 
 def run_with(
@@ -186,8 +197,9 @@ def run_with(
     info: InfoT,
     prefix: str,
     lease: Lease,
+    num_items: int = 1,
     fraction_of: Callable[[Any], float] | None = None,
 ) -> ItemRun[Any]:
     """A run that holds a lease at a model, for a request or for one stage of it."""
     meter = state.metrics.of(served).meter(info.model)
-    return ItemRun(new_id(prefix), state.engine, meter, lease, fraction_of)
+    return ItemRun(new_id(prefix), state.engine, meter, lease, num_items, fraction_of)

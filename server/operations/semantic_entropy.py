@@ -86,7 +86,8 @@ async def _embeddings(
     if not texts:
         return []
     lease = await state.admission.admit_later(EMBED, info.model, len(texts), PATIENCE_S)
-    async with aclosing(run_with(state, SERVED_EMBEDDINGS, info, "embd", lease)) as run:
+    made = run_with(state, SERVED_EMBEDDINGS, info, "embd", lease, len(texts))
+    async with aclosing(made) as run:
         text = await state.texts.get(info)
         ids_of = await token_ids(Inputs({"answers": texts}), info, text, _ALL_THAT_FIT)
         asked = embedding_request(run.id, ids_of, info)

@@ -92,7 +92,7 @@ def _check_engine_keys(value: object) -> object:
         for key in value:
             if key in DERIVED_ENGINE_FIELDS:
                 raise ValueError(
-                    f"{key} follows from {DERIVED_ENGINE_FIELDS[key]}; set that instead"
+                    f"{key} is derived from {DERIVED_ENGINE_FIELDS[key]}; set that instead"
                 )
             if key not in engine_knobs():
                 raise ValueError(
@@ -169,7 +169,7 @@ def _check_otlp_endpoint(url: str | None) -> str | None:
     if url is None:
         return None
     if not _is_installed("opentelemetry.exporter.otlp.proto.http"):
-        raise ValueError("needs more packages: pip install 'tandem-server[otel]'")
+        raise ValueError("needs additional packages: pip install 'tandem-server[otel]'")
     return _check_public_url(url)
 
 
@@ -182,13 +182,13 @@ def _is_installed(package: str) -> bool:
 
 def _check_is_file(path: Path) -> Path:
     if not path.is_file():
-        raise ValueError("there is no such file")
+        raise ValueError("no such file")
     return path
 
 
 def _check_is_folder(path: Path) -> Path:
     if not path.is_dir():
-        raise ValueError("there is no such folder")
+        raise ValueError("no such folder")
     return path
 
 
@@ -235,15 +235,14 @@ class Settings(BaseSettings):
         DEFAULT_MODELS,
         min_length=1,
         description="What to serve: a hub id, a folder, a .gguf file or a built-in name, or "
-        "NAME=any of these to serve it as NAME. A model with settings of its own "
-        "is an object with ref, name, device and settings, in JSON or YAML: "
-        '{"ref": "./a.gguf", "settings": {"max_model_len": 2048}}.',
+        "NAME=any of these to serve it as NAME. To give a model its own settings, write it as an "
+        'object with ref, name, device and settings, in JSON or YAML: {"ref": "./a.gguf", '
+        '"settings": {"max_model_len": 2048}}.',
     )
     load_on_first_use: bool = Field(
         True,
-        description="Fetch and load the default model for a kind of request, such as u2netp "
-        "for background removal, when it is first needed and no such model is "
-        "served.",
+        description="Download and load the default model for a kind of request, such as u2netp for "
+        "background removal, on the first such request if no suitable model is served.",
     )
     enable_runtime_loading: bool = Field(
         False,
@@ -275,25 +274,26 @@ class Settings(BaseSettings):
         8,
         ge=1,
         le=1024,
-        description="Most models at once; beyond that none can be loaded at run time.",
+        description="Maximum number of models at once; beyond it, no model can be loaded at run "
+        "time.",
     )
     host: str = Field("127.0.0.1", min_length=1, description="Address to listen on.")
-    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
     uds: Path | None = Field(
         None, description="Unix domain socket to listen on instead of host and port."
     )
     root_path: Annotated[str, AfterValidator(_check_root_path)] = Field(
         "",
-        description="Path under which a reverse proxy publishes this server, such as /llm.",
+        description="Path under which a reverse proxy exposes this server, such as /llm.",
     )
     forwarded_allow_ips: Annotated[tuple[str, ...], *CommaList] = Field(
         ("127.0.0.1",),
         description="Addresses and networks of reverse proxies whose X-Forwarded headers are "
-        "believed, * for any.",
+        "trusted; * trusts any.",
     )
     public_url: Annotated[str | None, AfterValidator(_check_public_url)] = Field(
         None,
-        description="Address where clients find this server, such as https://ai.example.com/llm; "
+        description="URL at which clients reach this server, such as https://ai.example.com/llm; "
         "the URLs of stored images begin with it.",
     )
     ssl_certfile: ExistingFile | None = Field(
@@ -304,29 +304,29 @@ class Settings(BaseSettings):
     )
     api_keys: Annotated[tuple[ApiKey, ...], *CommaList] = Field(
         (),
-        description="Accepted API keys; if there are any, every route except /health, /ready and "
+        description="Accepted API keys; if any are set, every route except /health, /ready and "
         "the pages / and /docs requires one.",
     )
     api_key_file: ExistingFile | None = Field(
         None,
-        description="File with more API keys, one per line, optionally with a space and a name for "
-        "the log and /v1/usage behind it; # begins a comment line.",
+        description="File with more API keys, one per line, each optionally followed by a space "
+        "and a name for the log and /v1/usage; # begins a comment line.",
     )
     admin_keys: Annotated[tuple[ApiKey, ...], *CommaList] = Field(
         (),
-        description="Keys that may also load and unload models; if there are any, API keys "
+        description="Keys that may also load and unload models; if any are set, ordinary API keys "
         "may not.",
     )
     cors_allow_origins: Annotated[tuple[Origin, ...], *CommaList] = Field(
         (),
-        description="Origins whose web pages may call this server, * for any; without it CORS "
+        description="Origins whose web pages may call this server; * allows any. By default CORS "
         "is off.",
     )
     allowed_hosts: Annotated[tuple[str, ...], *CommaList] = Field(
         (),
-        description="Names by which clients may ask for a server that listens on 127.0.0.1 without "
-        "API keys, such as ai.example.com, besides localhost and the host of public_url; * allows "
-        "any, also to websites in this machine's browsers.",
+        description="Host names accepted by a server that listens on 127.0.0.1 without API keys, "
+        "such as ai.example.com, besides localhost and the host of public_url; * allows any, "
+        "which also lets websites in this machine's browsers use the server.",
     )
     max_body_bytes: int = Field(
         32 << 20, ge=1024, le=1 << 32, description="Largest request body, in bytes."
@@ -335,15 +335,15 @@ class Settings(BaseSettings):
         64 << 10,
         ge=8192,
         le=1 << 24,
-        description="Most bytes of a request's URL, headers and trailers together; larger "
-        "requests get 431.",
+        description="Maximum size of a request's URL, headers and trailers together, in bytes; "
+        "larger requests get 431.",
     )
     max_connections: int = Field(
         4096,
         ge=1,
         le=1_000_000,
-        description="Most open connections; beyond that an idle one is closed, or else the "
-        "new one gets 503.",
+        description="Maximum number of open connections; beyond it, an idle one is closed or, if "
+        "there is none, the new one gets 503.",
     )
     header_timeout_s: float = Field(
         10.0,
@@ -362,36 +362,36 @@ class Settings(BaseSettings):
         4096,
         ge=1,
         le=1 << 30,
-        description="A body may take one more second for each time that this many bytes have "
-        "arrived.",
+        description="A body may take one more second for each block of this many bytes received.",
     )
     write_timeout_s: float = Field(
         60.0,
         gt=0,
         le=86_400,
-        description="How long a client may stop reading an answer before its connection and "
-        "request are ended, in seconds.",
+        description="How long a client may stop reading a response before its connection is "
+        "closed and its request aborted, in seconds.",
     )
     max_queued_requests: int = Field(
         1024,
         ge=0,
         le=1_000_000,
-        description="Sequences per model that may wait, in addition to the max_num_seqs that "
-        "run; further ones get 429.",
+        description="Sequences per model that may wait, in addition to the max_num_seqs running "
+        "ones; any more get 429. A request with many prompts or texts takes at most half of all "
+        "these places, and twice max_num_seqs; its further ones wait for its own.",
     )
     max_queued_images: int = Field(
         128,
         ge=0,
         le=100_000,
         description="Images per model that may wait, in addition to the max_num_images being "
-        "drawn; further ones get 429.",
+        "drawn; any more get 429.",
     )
     max_queued_encodings: int = Field(
         64,
         ge=1,
         le=100_000,
-        description="Requests with long texts that may be tokenised at once, taking turns; "
-        "further ones get 429.",
+        description="Requests with long texts that may be tokenised at once, taking turns; any "
+        "more get 429.",
     )
     max_image_megapixel_steps: float = Field(
         1000.0,
@@ -403,16 +403,16 @@ class Settings(BaseSettings):
         1 << 24,
         ge=1,
         le=1 << 30,
-        description="Most pixels of all input images of a request together, once decoded; in a "
-        "conversation, of each image.",
+        description="Maximum number of pixels in all input images of a request together, once "
+        "decoded; in a conversation, in each image.",
     )
     max_images_per_prompt: int = Field(
-        16, ge=0, le=1024, description="Most images in a conversation."
+        16, ge=0, le=1024, description="Maximum number of images in a conversation."
     )
     allowed_media_domains: Annotated[tuple[str, ...], *CommaList] = Field(
         (),
-        description="Hosts from which images are fetched that clients name by links, such as "
-        "upload.wikimedia.org, without their subdomains. An address that is not public must be "
+        description="Hosts from which the server fetches images that clients link to, such as "
+        "upload.wikimedia.org; subdomains are not included. A non-public address must be "
         "listed itself.",
     )
     max_decoded_image_bytes: int = Field(
@@ -420,34 +420,34 @@ class Settings(BaseSettings):
         ge=1,
         le=1 << 40,
         description="Memory for the decoded input images of all requests together. Requests that "
-        "find no room wait, with their images still encoded. Images between the stages of requests "
+        "do not fit wait, with their images still encoded. Images between the stages of requests "
         "may take as much again.",
     )
     max_upscaled_pixels: int = Field(
         1 << 26,
         ge=1,
         le=1 << 32,
-        description="Most pixels of an enlarged image.",
+        description="Maximum number of pixels in an upscaled image.",
     )
     image_store_bytes: int = Field(
         256 << 20,
         ge=0,
         le=1 << 40,
-        description="Memory for images requested by url; the oldest make room. 0 stores none and "
-        "refuses such requests.",
+        description="Memory for images requested by url; the oldest are dropped first. 0 stores "
+        "none and refuses such requests.",
     )
     image_url_ttl_s: float = Field(
-        3600.0, ge=1, le=604_800, description="How long an image's url works, in seconds."
+        3600.0, ge=1, le=604_800, description="How long an image's URL remains valid, in seconds."
     )
     response_store_bytes: int = Field(
         64 << 20,
         ge=0,
         le=1 << 40,
-        description="Memory for responses of /v1/responses that may be continued or read again; "
-        "the least recently used make room. 0 stores none.",
+        description="Memory for responses of /v1/responses, so that they can be continued or read "
+        "again; the least recently used are dropped first. 0 stores none.",
     )
     max_stored_responses: int = Field(
-        10_000, ge=1, le=10_000_000, description="Most stored responses."
+        10_000, ge=1, le=10_000_000, description="Maximum number of stored responses."
     )
     response_ttl_s: float = Field(
         86_400.0,
@@ -457,14 +457,14 @@ class Settings(BaseSettings):
     )
     conversations_dir: Path | None = Field(
         None,
-        description="Folder that keeps conversations, apart for each API key, until they are "
-        "deleted: those of /v1/conversations, which otherwise are in the memory for responses, and "
-        "the playground's, which otherwise are in the browser only.",
+        description="Folder in which conversations are kept, separately for each API key, until "
+        "they are deleted: those of /v1/conversations, otherwise kept in the memory for "
+        "responses, and the playground's, otherwise kept only in the browser.",
     )
     image_metadata: bool = Field(
         True,
-        description="Write prompt, seed and parameters into image files, so that the images can "
-        "be made again.",
+        description="Write prompt, seed and parameters into image files, so that the images can be "
+        "reproduced.",
     )
     drain_timeout_s: float = Field(
         30.0,
@@ -474,8 +474,8 @@ class Settings(BaseSettings):
     )
     require_all: bool = Field(
         False,
-        description="Answer /ready with 200 only while every model is served; otherwise "
-        "models that failed to load are listed there and do not count.",
+        description="Answer /ready with 200 only while every model is served; by default, models "
+        "that failed to load are listed there but do not count.",
     )
     heartbeat_interval_s: float = Field(
         15.0,
@@ -485,57 +485,60 @@ class Settings(BaseSettings):
     )
     log_format: Literal["auto", "json", "console"] = Field(
         "auto",
-        description="Format of log lines; auto is json, but on a terminal progress bars, and "
+        description="Format of log lines; auto means json or, on a terminal, progress bars and "
         "console lines for warnings and errors.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="Least severe level to log; debug has one line per request."
+        "info", description="Minimum severity to log; debug includes one line per request."
     )
     access_log: bool = Field(
-        False, description="Log the line of each request at level info, not only at debug."
+        False, description="Log one line per request at level info, not only at debug."
     )
     slow_request_seconds: float | None = Field(
         None,
         gt=0,
         le=86_400,
-        description="Warn of each request that takes at least so many seconds, and show what took "
-        "how long.",
+        description="Log a warning for each request that takes at least this many seconds, with "
+        "the time spent in each phase.",
     )
     otlp_endpoint: Annotated[str | None, AfterValidator(_check_otlp_endpoint)] = Field(
         None,
-        description="Address of an OpenTelemetry collector, such as http://127.0.0.1:4318, that "
-        "gets a trace of each request and metrics, as OTLP over HTTP; needs the extra otel.",
+        description="URL of an OpenTelemetry collector, such as http://127.0.0.1:4318, to which "
+        "traces of requests and metrics are sent as OTLP over HTTP; needs the extra otel.",
     )
     vllm_metrics: bool = Field(
         True,
-        description="Show metrics of text models also by vLLM's names (vllm:…), which routers and "
-        "dashboards for vLLM read.",
+        description="Also expose the metrics of text models under vLLM's names (vllm:…), which "
+        "routers and dashboards for vLLM read.",
     )
     playground: bool = Field(
         True,
-        description="Show browsers that open / a page for chats, images and models; without it "
+        description="Serve a page for chats, images and models to browsers that open /; when off, "
         "they get /docs.",
     )
     playground_presets: ExistingFile | None = Field(
         None,
-        description="YAML or JSON file with settings for chats by their names, which that page "
-        "offers; those with default: true are what new chats begin with.",
+        description="YAML or JSON file with named presets for chats, which the playground offers; "
+        "new chats start with those marked default: true.",
     )
     log_prompts: bool = Field(
-        False, description="Show prompts and answers in the lines of requests."
+        False, description="Include prompts and answers in the log lines of requests."
     )
     cache_dir: Path | None = Field(
         None,
         description="Folder for downloads and compiled operations; by default tandem in the "
         "user's cache folder.",
     )
-    offline: bool = Field(False, description="Never use the network; serve what is in the cache.")
+    offline: bool = Field(
+        False, description="Never use the network; serve only what is in the cache."
+    )
     cpu_isa: CpuIsa = Field(
         "auto",
-        description="Instructions that the C++ operations may use: the best that came compiled "
-        "with the installation, or else as native (auto); all of this processor (native); or "
-        "those of every x86-64-v3 (AVX2, FMA), x86-64-v4 (AVX-512) or 64-bit ARM (armv8-a) "
-        "processor, plus those named at the end: VNNI, BF16 (with VNNI), AMX (with both).",
+        description="Instruction set that the C++ operations may use. auto: the best one included "
+        "in the installation, otherwise as native. native: everything that this processor "
+        "supports. Otherwise that of every x86-64-v3 (AVX2, FMA), x86-64-v4 (AVX-512) or 64-bit "
+        "ARM (armv8-a) processor, plus the extension in the suffix: VNNI, BF16 (with VNNI), AMX "
+        "(with both).",
     )
     engine: Annotated[EngineConfig, BeforeValidator(_check_engine_keys)] = Field(
         default_factory=EngineConfig, description="The engine's settings."
@@ -703,11 +706,13 @@ class ClientSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="ignore", frozen=True)
 
     url: str = Field(
-        "http://127.0.0.1:8000", pattern=r"^https?://[^/\s]", description="Address of the server."
+        "http://127.0.0.1:8000", pattern=r"^https?://[^/\s]", description="URL of the server."
     )
     api_key: ApiKey | None = Field(None, description="Key to send, if the server requires one.")
-    cache_dir: Path | None = Field(None, description="Folder for what the commands remember.")
-    chat_history: bool = Field(True, description="Remember the lines of chats for the arrow keys.")
+    cache_dir: Path | None = Field(
+        None, description="Folder in which the commands keep their data."
+    )
+    chat_history: bool = Field(True, description="Remember chat input for the arrow keys.")
 
     @property
     def cache_path(self) -> Path:
@@ -817,6 +822,6 @@ def _read_key_names(path: Path) -> dict[str, str]:
             key, _, name = line.partition(" ")
             name = name.strip()
             if len(name) > MAX_KEY_NAME or not name.isprintable():
-                raise ValueError(f"a key's name may have {MAX_KEY_NAME} visible characters")
+                raise ValueError(f"a key's name may have at most {MAX_KEY_NAME} visible characters")
             names[_check_key(SecretStr(key)).get_secret_value()] = name
     return names

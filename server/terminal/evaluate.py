@@ -24,17 +24,17 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Url = Annotated[str | None, typer.Option(help="Address of the server. [TANDEM_URL]")]
+Url = Annotated[str | None, typer.Option(help="URL of the server. [TANDEM_URL]")]
 ApiKey = Annotated[str | None, typer.Option(help="Key to send. [TANDEM_API_KEY]", metavar="KEY")]
-Concurrency = Annotated[int, typer.Option(min=1, help="How many items are asked at once.")]
+Concurrency = Annotated[int, typer.Option(min=1, help="Number of concurrent requests.")]
 Timeout = Annotated[float, typer.Option(min=1, help="Seconds to wait for an answer.")]
 Temperature = Annotated[float, typer.Option(min=0.0, help="Sampling temperature; 0 is greedy.")]
-MaxTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
+MaxTokens = Annotated[int, typer.Option(min=1, help="Maximum length of an answer, in tokens.")]
 Seed = Annotated[int | None, typer.Option(help="Makes sampled answers repeatable.")]
 System = Annotated[str | None, typer.Option(help="System message before each question.")]
 Body = Annotated[
     str | None,
-    typer.Option(help="Further fields of each request, as a JSON object.", metavar="JSON"),
+    typer.Option(help="Additional fields of each request, as a JSON object.", metavar="JSON"),
 ]
 Scores = Annotated[
     list[str] | None,
@@ -48,17 +48,16 @@ Scores = Annotated[
 Extract = Annotated[
     str | None,
     typer.Option(
-        help="Score only the last match of this regular expression, or its first group.",
+        help="Score only the last match of this regular expression, or of its first group.",
         metavar="REGEX",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Plot = Annotated[
-    Path | None, typer.Option(help="Write a plot here, .svg, .png or .pdf.", metavar="FILE")
+    Path | None,
+    typer.Option(help="Write a plot to this file (.svg, .png or .pdf).", metavar="FILE"),
 ]
-ResamplingSeed = Annotated[
-    int, typer.Option(help="Seed of the resampling that intervals come from.", min=0)
-]
+ResamplingSeed = Annotated[int, typer.Option(help="Seed of the resampling for intervals.", min=0)]
 
 
 def _told_in_a_line(command: Callable[P, int]) -> Callable[P, None]:
@@ -80,14 +79,16 @@ def _told_in_a_line(command: Callable[P, int]) -> Callable[P, None]:
     return run
 
 
-@app.command("run", short_help="Ask a model all questions of a task, and score it.")
+@app.command("run", short_help="Run all questions of a task on a model and score the answers.")
 @_told_in_a_line
 def run(
     task: Annotated[Path, typer.Argument(help="JSONL file of questions.", metavar="TASK")],
     output: Annotated[
         Path,
         typer.Option(
-            "--output", "-o", help="File for the answers. If it has some already, the run goes on."
+            "--output",
+            "-o",
+            help="File for the answers. If it already has some, the run continues.",
         ),
     ],
     url: Url = None,
@@ -98,8 +99,8 @@ def run(
     endpoint: Annotated[
         Literal["chat", "completions"] | None,
         typer.Option(
-            help="Whether a prompt is a user's message, or a text to continue. Default: chat, for "
-            "choices completions.",
+            help="Whether a prompt is a user message or a text to continue. Default: chat, or "
+            "completions for items with choices.",
         ),
     ] = None,
     system: System = None,
@@ -111,7 +112,9 @@ def run(
     limit: Annotated[int | None, typer.Option(min=1, help="Ask only the first items.")] = None,
     repeats: Annotated[
         int,
-        typer.Option(min=1, help="How often each item is asked, with other seeds, as one group."),
+        typer.Option(
+            min=1, help="How often each item is asked, with different seeds, as one group."
+        ),
     ] = 1,
     concurrency: Concurrency = 8,
     timeout: Timeout = 600.0,
@@ -147,7 +150,7 @@ def run(
     )
 
 
-@app.command("report", short_help="Score runs again, with other scores or beside each other.")
+@app.command("report", short_help="Rescore runs, with other scores or side by side.")
 @_told_in_a_line
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Files of `tandem eval run`.", metavar="RUN")],
@@ -192,7 +195,9 @@ def arena(
     ],
     output: Annotated[
         Path,
-        typer.Option("--output", "-o", help="Folder for answers and votes; what it has is kept."),
+        typer.Option(
+            "--output", "-o", help="Folder for answers and votes; existing ones are kept."
+        ),
     ],
     judge: Annotated[
         str | None, typer.Option(help="A model that votes. Without one, you vote here.")
@@ -200,7 +205,7 @@ def arena(
     url: Url = None,
     api_key: ApiKey = None,
     judge_url: Annotated[
-        str | None, typer.Option(help="Address of the judge's server. Default: --url.")
+        str | None, typer.Option(help="URL of the judge's server. Default: --url.")
     ] = None,
     judge_api_key: Annotated[
         str | None, typer.Option(help="Key for the judge's server.", metavar="KEY")
@@ -245,7 +250,7 @@ def arena(
     return arena_command(contest, output, _shown(None, None, as_json, plot, resampling_seed))
 
 
-@app.command("ratings", short_help="Rate models by votes that were collected before.")
+@app.command("ratings", short_help="Rate models by votes collected earlier.")
 @_told_in_a_line
 def ratings(
     votes: Annotated[
@@ -276,7 +281,9 @@ def contamination(
     ] = None,
     paraphrases: Annotated[
         Path | None,
-        typer.Option(help="Instead: the same items in other words, by `id`.", metavar="FILE"),
+        typer.Option(
+            help="Instead: the same items in other words, matched by `id`.", metavar="FILE"
+        ),
     ] = None,
     method: Annotated[
         list[str] | None,

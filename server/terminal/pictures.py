@@ -111,7 +111,7 @@ def _body(order: PictureOrder) -> dict[str, Any]:
     ending = order.output.suffix.lower()
     if ending not in FORMATS:
         raise FileProblem(
-            f"the name {order.output} does not say in which format to write; let it end in "
+            f"the output format cannot be told from the name {order.output}; end it in "
             f"{', '.join(FORMATS)}"
         )
     fields = {**order.fields, "output_format": FORMATS[ending]}

@@ -46,7 +46,6 @@ class PromptRun:
     def __init__(
         self,
         request: GenerateRequest,
-        stream: TokenStream,
         meter: RequestMeter,
         choices: Sequence[ChoiceOutput],
         tally: Tally,
@@ -55,7 +54,7 @@ class PromptRun:
         self.choices = choices
         self.prompt_logprobs: list[TokenLogprob | None] | None = None
         self.kv_loan: KvLoan | None = None
-        self._stream = stream
+        self._stream: TokenStream | None = None
         self._meter = meter
         self._num_open = len(choices)
         self._is_closed = False
@@ -65,13 +64,29 @@ class PromptRun:
         self._num_cached_tokens = 0
         tally.num_prompt_tokens += len(request.prompt_token_ids)
 
+    def send(self, engine: EngineClient) -> None:
+        """Send the prompt to the engine, unless it has it already.
+
+        Raises:
+            RequestAborted: the run was closed in the meantime.
+            Draining, UnknownModel, ModelNotReady: the engine does not take it.
+        """
+        if self._is_closed:
+            raise cancelled()
+        if self._stream is None:
+            self._stream = engine.submit(self.request)
+            # The pixels are the engine's from here on.
+            self.request = replace(self.request, states=())
+
     async def deltas(self) -> AsyncGenerator[Delta, None]:
-        """The deltas of the engine's events, until every completion has ended.
+        """The deltas of the events that the engine has for the sent prompt, until every completion
+        has ended.
 
         Raises:
             RequestAborted: the run was closed in the meantime.
             EngineError: the engine failed the request, or died.
         """
+        assert self._stream is not None
         held: list[TokenEvent] = []
         try:
             async with aclosing(read_events(self._stream)) as events:
@@ -115,6 +130,7 @@ class PromptRun:
             self._meter.complete(delta.finish_reason)
             self._meter.on_scores(choice.uncertainty)
             # The engine does not know stop strings and would write on.
+            assert self._stream is not None
             self._stream.end(event.index)
         return delta
 
@@ -128,24 +144,37 @@ class PromptRun:
             num_prompt_tokens=len(self.request.prompt_token_ids),
             num_generation_tokens=sum(choice.num_tokens for choice in self.choices),
         )
-        await self._stream.aclose()
+        if self._stream is not None:
+            await self._stream.aclose()
 
 
 class Generation(EngineRun):
     """All prompts of one HTTP request.
+
+    Args:
+        num_at_once: the most prompts that the engine has at a time, so that others' requests do not
+            wait for all of them.
 
     Attributes:
         num_choices: number of texts in the answer, of all prompts together.
         keeps_text: the choices keep their whole text for the log.
     """
 
-    def __init__(self, id: str, engine: EngineClient, metrics: TextMetrics, lease: Lease) -> None:
+    def __init__(
+        self,
+        id: str,
+        engine: EngineClient,
+        metrics: TextMetrics,
+        lease: Lease,
+        num_at_once: int = 1,
+    ) -> None:
         super().__init__(id, lease)
         self.runs: list[PromptRun] = []
         self.num_choices = 0
         self.keeps_text = False
         self._engine = engine
         self._metrics = metrics
+        self._num_at_once = num_at_once
         self._tally = Tally()
         self._num_best: int | None = None
 
@@ -156,7 +185,7 @@ class Generation(EngineRun):
         options: TextOptions,
         num_best: int | None = None,
     ) -> None:
-        """Send the prompts to the engine.
+        """Send the engine as many prompts as it may have at once; `deltas` sends the others.
 
         Args:
             num_best: answer with this many of each prompt's completions, which have
@@ -170,7 +199,7 @@ class Generation(EngineRun):
         current_trace().sampling = requests[0].sampling
         self._num_best = num_best
 
-        def send(request: GenerateRequest) -> None:
+        def begin(request: GenerateRequest) -> None:
             if self._is_cancelled:
                 raise cancelled()
             choices = [
@@ -178,12 +207,13 @@ class Generation(EngineRun):
                 for i in range(request.sampling.n)
             ]
             self.num_choices += num_best or len(choices)
-            stream = self._engine.submit(request)
             meter = self._metrics.meter(request.model, request.adapter, request.arrival_time_s)
-            kept = replace(request, states=())  # the pixels are the engine's from here on
-            self.runs.append(PromptRun(kept, stream, meter, choices, self._tally))
+            run = PromptRun(request, meter, choices, self._tally)
+            self.runs.append(run)
+            if len(self.runs) <= self._num_at_once:
+                run.send(self._engine)
 
-        await in_turns(send, requests)
+        await in_turns(begin, requests)
 
     @property
     def has_structure(self) -> bool:
@@ -202,11 +232,20 @@ class Generation(EngineRun):
 
     def deltas(self) -> AsyncGenerator[Delta, None]:
         """The deltas of all prompts, as they come. Close the iterator if you leave it early."""
-        streams = [self._deltas_of(run) for run in self.runs]
+        places = asyncio.Semaphore(self._num_at_once)
+        streams = [self._deltas_of(run, places) for run in self.runs]
         return streams[0] if len(streams) == 1 else _merge(streams)
 
-    def _deltas_of(self, run: PromptRun) -> AsyncGenerator[Delta, None]:
-        return run.deltas() if self._num_best is None else best_of(run.deltas(), self._num_best)
+    async def _deltas_of(
+        self, run: PromptRun, places: asyncio.Semaphore
+    ) -> AsyncGenerator[Delta, None]:
+        async with places:
+            run.send(self._engine)
+            found = run.deltas()
+            chosen = found if self._num_best is None else best_of(found, self._num_best)
+            async with aclosing(chosen):
+                async for delta in chosen:
+                    yield delta
 
     def progress(self) -> Progress:
         choices = [choice for run in self.runs for choice in run.choices]

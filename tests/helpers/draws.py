@@ -57,6 +57,9 @@ def seed_generators(name: str) -> None:
     seed = zlib.crc32(f"{os.environ[VARIABLE]} {name}".encode())
     random.seed(seed)
     np.random.seed(seed)
-    torch.manual_seed(seed)
+    # `torch.manual_seed` keeps a traceback for each kind of device that is not there.
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed_all(seed)
     if "hypothesis" in sys.modules:  # once a collected file uses it
         sys.modules["hypothesis"].core.global_force_seed = seed

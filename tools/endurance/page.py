@@ -70,9 +70,15 @@ def _by_count(pair: tuple[str, int]) -> tuple[int, str]:
 
 def _stood_still_s(run: Mapping[str, Any]) -> float:
     """Time in which the server was not looked at, although that happens every few seconds."""
-    times = [0, *(row["at_s"] for row in run["busy"]), run["seconds"]]
+    times = [0, *_column(run["busy"], "at_s"), run["seconds"]]
     gaps = [later - earlier for earlier, later in pairwise(times)]
     return sum(gap for gap in gaps if gap > _LONG_GAP_S)
+
+
+def _column(seen: list[list[Any]], name: str) -> list[float]:
+    """The values of a name in a table of samples."""
+    names, *rows = seen
+    return [row[names.index(name)] for row in rows]
 
 
 def _growth(run: Mapping[str, Any]) -> str:
@@ -150,8 +156,8 @@ def plot(run: Mapping[str, Any], path: Path) -> None:
     ]
     for axis, (name, label, colour) in zip(axes.flat, panels, strict=True):
         for rows, style in ((run["busy"], {"alpha": 0.35, "linewidth": 0.8}), (run["quiet"], {})):
-            minutes = [row["at_s"] / 60 for row in rows]
-            values = [row[name] for row in rows]
+            minutes = [at_s / 60 for at_s in _column(rows, "at_s")]
+            values = _column(rows, name)
             kind = "quiet points" if rows is run["quiet"] else "under load"
             axis.plot(
                 minutes,

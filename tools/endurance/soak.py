@@ -68,9 +68,16 @@ class SoakRun:
             "num_problems": self.num_problems,
             "problems": self.problems,
             "growth": [asdict(fit) for fit in self.fits],
-            "quiet": [_row(sample) for sample in self.quiet],
-            "busy": [_row(sample) for sample in self.busy],
+            "quiet": _table(self.quiet),
+            "busy": _table(self.busy),
         }
+
+
+def _table(samples: list[Sample]) -> list[list[Any]]:
+    """What was seen, a line for each sample, below a line of names."""
+    rows = [_row(sample) for sample in samples]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return [names, *([row.get(name) for name in names] for row in rows)]
 
 
 def _row(sample: Sample) -> dict[str, float]:

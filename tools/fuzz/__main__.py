@@ -9,10 +9,12 @@ kept in build/fuzz with its seed and the bytes that show it; with any, the statu
 
 import argparse
 import asyncio
+import signal
 import sys
 import tempfile
 from pathlib import Path
 
+from loadtest.interrupt import Interrupt
 from loadtest.scenario import random_seed
 from tools.endurance.served import running
 from tools.fuzz.findings import Findings
@@ -34,6 +36,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=None, help="default: random")
     parser.add_argument("--only", choices=_PARTS)
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends readers as Ctrl-C does
     seed = random_seed() if options.seed is None else options.seed
     parts = [options.only] if options.only else _PARTS
     seconds = options.hours * 3600 / len(parts)
@@ -52,16 +55,22 @@ def main() -> None:
 
 async def _surface(seed: int, seconds: float, findings: Findings) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        async with running(material(Path(folder)), _FOLDER / "surface.log") as server:
+        served = running(material(Path(folder)), _FOLDER / "surface.log")
+        async with Interrupt() as interrupt, served as server:
             surface = Surface(server, seed, findings)
-            try:
-                await asyncio.to_thread(surface.run, seconds)
-            finally:
-                surface.is_stopped = True
+            requests = asyncio.create_task(asyncio.to_thread(surface.run, seconds))
+            await interrupt.run(_done(requests))
+            surface.stopped.set()
+            await requests
             for problem in await server.end():
                 findings.add(problem, str(seed), problem, {})
         counted = dict(surface.statuses.most_common())
         _say(f"surface: {surface.statuses.total()} requests, {counted}")
+
+
+async def _done(task: asyncio.Task[None]) -> None:
+    """Wait for it; leave it alone when the wait is cancelled."""
+    await asyncio.wait([task])
 
 
 def _say(line: str) -> None:

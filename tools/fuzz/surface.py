@@ -5,6 +5,7 @@ import contextlib
 import json
 import random
 import re
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -38,16 +39,21 @@ _RESTARTS = re.compile("engine_restarts_total")
 _ENDLESS = "GET /models/sse"
 _FAULTS = (b'"internal_error"', b'"request_failed"', b'"engine_dead"')
 """Codes of faults, which may also come within a stream."""
+_IMAGE_MODELS = ("tandem-shapes", "realesr-animevideov3", "u2netp")
 _OPTIONS = ("--max-model-len", "128", "--max-image-megapixel-steps", "1", "--log-format", "json")
 
 
 def material(folder: Path) -> Material:
-    """A tiny text model and the built-in image model, with limits that keep requests short."""
+    """A tiny text model and the built-in models for images, with limits that keep requests short.
+
+    All are there from the start: a model that starts within the run would look like growth.
+    """
     from tools.tiny_models import TINY_MODELS
 
     TINY_MODELS["llama"].save(folder / "tiny", seed=1)
-    options = ("--model", "tiny=$FOLDER/tiny", "--model", "tandem-shapes", *_OPTIONS)
-    return Material(folder, Names("tiny", "tandem-shapes", "", "", ""), options)
+    models = ("tiny=$FOLDER/tiny", *_IMAGE_MODELS)
+    options = (*(option for model in models for option in ("--model", model)), *_OPTIONS)
+    return Material(folder, Names("tiny", _IMAGE_MODELS[0], "", "", ""), options)
 
 
 class Surface:
@@ -63,16 +69,19 @@ class Surface:
         self._samples: list[Sample] = []
         self._began = time.monotonic()
         self.statuses: Counter[str] = Counter()
-        self.is_stopped = False
-        """Set from outside to end `run` after the round."""
+        self.stopped = threading.Event()
+        """Set from outside to end `run` after the request."""
 
     def run(self, seconds: float) -> None:
         """Send rounds of requests for a time, then look for growth."""
         every = orders()
         number = 0
-        while not self.is_stopped and (elapsed_s := time.monotonic() - self._began) < seconds:
+        while not self.stopped.is_set() and (elapsed_s := time.monotonic() - self._began) < seconds:
             self._changed(every, f"{self._seed} changed {number}")
             self._made_up(f"{self._seed} made {number}")
+            if self.stopped.is_set():
+                break
+            self._wake_all()
             self._wait_until_quiet(f"{self._seed} round {number}")
             self._samples.append(look(self._server.pid, elapsed_s, {}))
             if (num_restarts := self._num_restarts()) > self._restarts:
@@ -91,6 +100,10 @@ class Surface:
             for name in chosen[-1]
         )
 
+    def _wake_all(self) -> None:
+        """Requests have put models to sleep, which hold less memory then."""
+        self._send(requests.Request("POST", f"{self._server.url}/wake_up"), "wake")
+
     def _wait_until_quiet(self, trial: str) -> None:
         """Nobody asks any more: no request may be left, and no block be held."""
         for _ in range(_NUM_LOOKS):
@@ -108,6 +121,8 @@ class Surface:
         rng = random.Random(trial)
         bodies = [order["body"] for order in orders]
         for _ in range(_NUM_CHANGED):
+            if self.stopped.is_set():
+                return
             order = rng.choice(orders)
             body = json.dumps(changed_json(order["body"], rng, bodies)).encode()
             if rng.random() < 0.15:
@@ -124,9 +139,12 @@ class Surface:
         import hypothesis
         import schemathesis
 
-        schema = schemathesis.openapi.from_url(f"{self._server.url}/openapi.json")
+        url = f"{self._server.url}/openapi.json"
+        schema = schemathesis.openapi.from_url(url, timeout=_TIMEOUT_S)
         for result in schema.get_all_operations():
             operation: Any = result.ok()  # type: ignore[union-attr]
+            if self.stopped.is_set():
+                return
             if operation.label == _ENDLESS:
                 continue
 
@@ -183,7 +201,7 @@ class Surface:
     def _server_cpu_s(self) -> float:
         """Processor time of the process in which all requests meet."""
         stat = ProcessStat.read(self._server.pid)
-        return 0.0 if stat is None else stat.cpu_s
+        return 0.0 if stat is None else stat.own_cpu_s
 
     def _num_restarts(self) -> float:
         """How often workers have died."""

@@ -46,16 +46,16 @@ def weight_bytes(
     Args:
         dtype: the type of plain weights.
         quantization: the format of the denoiser and of large text encoders.
-        device: on a CPU, convolutions and small products in fp32, which autoencoders of fp16 models
-            may also have, exist a second time, arranged. The result is an upper bound: headers do
-            not show which of them skip cells, and which tensors are not layers.
+        device: on a CPU, convolutions, and small products in fp32, which autoencoders of fp16
+            models may also have, exist a second time, arranged. The result is an upper bound:
+            headers do not show which of them skip cells, and which tensors are not layers.
     """
-    is_arranged = device == "cpu" and dtype is not torch.bfloat16
+    is_arranged = device == "cpu"
     if checkpoint.layout == "single_file":
         whole = file_headers(checkpoint.path)
         plain = _plain_bytes(whole, dtype, quantization, prefix=_SINGLE_FILE_DENOISER)
         ours = {name: one for name, one in whole.items() if name.startswith(_SINGLE_FILE_ARRANGED)}
-        return plain + (_arranged_bytes(ours) if is_arranged else 0)
+        return plain + (_arranged_bytes(ours, dtype) if is_arranged else 0)
     total = 0
     facts = facts_of(checkpoint)
     for folder, quantizable in _components(checkpoint.path):
@@ -64,7 +64,7 @@ def weight_bytes(
         wanted = quantization if quantizable else "none"
         total += _component_bytes(folder, headers, dtype, wanted, device)
         if is_arranged and folder.name.startswith(_ARRANGED):
-            total += _arranged_bytes(headers)
+            total += _arranged_bytes(headers, dtype)
     return total
 
 
@@ -118,10 +118,12 @@ def _plain_bytes(
     return num_bytes(_shapes(headers), layers, dtype.itemsize)
 
 
-def _arranged_bytes(headers: Headers) -> int:
+def _arranged_bytes(headers: Headers, dtype: torch.dtype) -> int:
     # Of kernels over frames, pictures need one slice.
     shapes = [one[:2] + one[-2:] if len(one) == 5 else one for one in _shapes(headers).values()]
-    return sum(arranged_bytes(shape) + packed_bytes(shape) for shape in shapes)
+    if dtype is torch.bfloat16:
+        return sum(arranged_bytes(shape, dtype) for shape in shapes)
+    return sum(arranged_bytes(shape, torch.float32) + packed_bytes(shape) for shape in shapes)
 
 
 def _shapes(headers: Headers) -> Shapes:

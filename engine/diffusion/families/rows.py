@@ -10,7 +10,7 @@ import torch
 
 _LANES = 32
 """The most fp32 numbers that torch computes at once."""
-_ONE_PART = 32_768
+ONE_PART = 32_768
 """The number of numbers from which torch divides them among its threads."""
 _ALIGNMENT = 64
 """The alignment in bytes of torch's memory, on which libraries' sums may depend."""
@@ -31,7 +31,7 @@ def number_by_number(
     """Apply a function of single numbers, to as many rows at once as do not change the result."""
     width = x[:1].numel()
     fits = width % _LANES == 0 and x.is_contiguous()
-    return row_by_row(function, x, at_once=max(1, (_ONE_PART - 1) // width) if fits else 1)
+    return row_by_row(function, x, at_once=max(1, (ONE_PART - 1) // width) if fits else 1)
 
 
 def _aligned(x: torch.Tensor) -> torch.Tensor:

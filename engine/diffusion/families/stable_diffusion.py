@@ -235,7 +235,7 @@ class StableDiffusionFamily:
         """
         if task not in self._by_task:
             raise InvalidParameter(
-                f"this model does not do {task.value}; it does "
+                f"this model does not support {task.value}; it supports "
                 f"{', '.join(known.value for known in self._by_task)}",
                 param="task",
             )

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from diffusers.models.embeddings import Timesteps
 from torch import nn
 
-from engine.diffusion.families.rows import number_by_number
+from engine.diffusion.families.rows import ONE_PART, number_by_number
+from kernels import sigmoid_mul
 
 _MOST = 1024
 """The most timesteps whose waves are kept; images with equal numbers of steps share them."""
@@ -42,5 +43,14 @@ class RowSiLU(nn.Module):
 
 
 def silu(x: torch.Tensor) -> torch.Tensor:
-    """Compute `x * sigmoid(x)`; on a CPU a row has the same bits in any company."""
-    return number_by_number(F.silu, x) if x.is_cpu else F.silu(x)
+    """Compute `x * sigmoid(x)`; on a CPU a row has the same bits in any company, and with any
+    number of threads."""
+    if not x.is_cpu:
+        return F.silu(x)
+    cells = x if x.is_contiguous() else x.movedim(1, -1)
+    if x[:1].numel() < ONE_PART or not cells.is_contiguous():
+        return number_by_number(F.silu, x)
+    # Torch would divide the row among its threads.
+    flat = cells.reshape(-1, cells.shape[-1])
+    y = sigmoid_mul(flat, flat).view(cells.shape)
+    return y if cells is x else y.movedim(-1, 1)

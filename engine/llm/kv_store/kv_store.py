@@ -151,7 +151,7 @@ class KvStore:
 
     def note_silence(self) -> None:
         """See `BlockSource`."""
-        log.warning("the KV store does not answer; it is asked again later", seconds=_REST_S)
+        log.warning("the KV store does not respond; trying again later", seconds=_REST_S)
         self._rests_until_s = time.monotonic() + _REST_S
 
     def close(self, cache: PrefixCache, within_s: float) -> None:
@@ -178,7 +178,7 @@ class KvStore:
             self._num_lost += 1
             if time.monotonic() >= self._paused_until_s:
                 log.warning(
-                    "the KV store cannot be written; it tries again later",
+                    "the KV store cannot be written; trying again later",
                     reason=error.strerror,
                     seconds=_PAUSE_S,
                 )

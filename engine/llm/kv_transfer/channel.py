@@ -108,7 +108,7 @@ class Channel:
         proof = bytes(_receive(connection, _CODE_BYTES))
         session = code(key, b"session", nonce + theirs)
         if not hmac.compare_digest(proof, code(session, b"borrower")):
-            raise ChannelError("the other side has another kv_transfer_key")
+            raise ChannelError("the other server has a different kv_transfer_key")
         _send(connection, code(session, b"lender"))
         return cls(connection, session, b"lender", b"borrower")
 
@@ -122,7 +122,7 @@ class Channel:
         if not hmac.compare_digest(
             bytes(_receive(connection, _CODE_BYTES)), code(session, b"lender")
         ):
-            raise ChannelError("the other side has another kv_transfer_key")
+            raise ChannelError("the other server has a different kv_transfer_key")
         return cls(connection, session, b"borrower", b"lender")
 
     def send(self, contents: bytes | memoryview) -> None:
@@ -163,7 +163,7 @@ def code(
 def _receive_nonce(connection: socket.socket) -> bytes:
     said = bytes(_receive(connection, len(_FORMAT) + _NONCE_BYTES))
     if not said.startswith(_FORMAT):
-        raise ChannelError("the other side speaks another version, or is no such server")
+        raise ChannelError("the other side speaks a different version, or is not a Tandem server")
     return said[len(_FORMAT) :]
 
 

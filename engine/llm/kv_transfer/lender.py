@@ -81,7 +81,7 @@ class Lender:
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 self._lend(Channel.lend(connection, self._address.key))
         except (ChannelError, OSError) as error:
-            log.info("KV blocks were not fetched to the end", reason=str(error))
+            log.info("KV blocks were fetched only in part", reason=str(error))
         finally:
             self._places.release()
 

@@ -169,7 +169,7 @@ class Ranks:
 
     def lose(self, cause: str, rank: int = 0) -> NoReturn:
         """End this process, because the ranks can compute nothing together any more."""
-        log.error("a rank is lost; the model is loaded again", rank=rank, cause=cause)
+        log.error("a rank was lost; reloading the model", rank=rank, cause=cause)
         os._exit(1)
 
     def end(self) -> None:

@@ -63,6 +63,6 @@ def refusal(structure: Structure, reason: str) -> InvalidParameter:
     elif _TOO_MANY.search(said):
         said = _TOO_MANY_WAYS
     return InvalidParameter(
-        f"{structure.param} cannot be honoured: {said}; change it, or leave it out",
+        f"{structure.param} cannot be enforced: {said}; change it, or leave it out",
         param=structure.param,
     )

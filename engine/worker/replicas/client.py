@@ -121,7 +121,7 @@ class ReplicatedEngineClient(EngineClient):
             )
         if before is not None and len(before.workers) > 1:
             raise ModelConflict(
-                f"a model {spec.name!r} is loaded already, in {len(before.workers)} replicas; "
+                f"model {spec.name!r} is already loaded, in {len(before.workers)} replicas; "
                 f"unload it first or use another name",
                 param="model",
             )

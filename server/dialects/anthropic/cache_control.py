@@ -30,7 +30,7 @@ def cache_marks(body: MessagesRequest) -> list[CacheMark]:
     places = list(_places(body))
     if len(places) > MAX_MARKS:
         raise InvalidParameter(
-            f"{len(places)} blocks have cache_control; at most {MAX_MARKS} may; leave it out of "
+            f"{len(places)} blocks have cache_control; the limit is {MAX_MARKS}; leave it out of "
             f"the others",
             param="cache_control",
         )

@@ -27,3 +27,8 @@ export function Choices({ label, options, value, onChange }) {
     </label>`)}
   </div>`;
 }
+
+/** The style of a `result-picture`: the picture fits the window, small ones at most four times as large. */
+export function boxOf({ width, height }) {
+  return { "--ratio": width / height, "--most": `${4 * width}px` };
+}

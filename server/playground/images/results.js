@@ -7,7 +7,7 @@ import { useSignal } from "../lib/signal.js";
 import { copyText, Menu } from "../lib/ui.js";
 import { Compare } from "./compare.js";
 import { drop } from "./history.js";
-import { Choices } from "./parts.js";
+import { boxOf, Choices } from "./parts.js";
 import { urlOf } from "./pictures.js";
 import { asCurl, asPython, modesOf } from "./request.js";
 import { work } from "./run.js";
@@ -16,15 +16,26 @@ import { cutOut, enlarge, enlarging, restore, show, shown, useAsInput } from "./
 export function Working({ running }) {
   const { label, note, progress, previews, cancel } = running;
   return html`<div class="working">
-    <div class="grid is-${Math.min(previews.length, 4)}">
-      ${previews.map((src, i) => html`<div class="tile">${src ? html`<img src=${src} alt=${`Preview ${i + 1}`} />` : html`<span class="waiting"></span>`}</div>`)}
-    </div>
+    ${previews.length === 1
+      ? html`<${Preview} src=${previews[0]} />`
+      : html`<div class="grid is-${Math.min(previews.length, 4)}">
+        ${previews.map((src, i) => html`<div class="tile">${src ? html`<img src=${src} alt=${`Preview ${i + 1}`} />` : html`<span class="waiting"></span>`}</div>`)}
+      </div>`}
     <div class="progress">
       <span>${label}</span>
       <progress max="1" value=${progress} aria-label=${label}></progress>
       <span class="hint">${note ?? percent(progress)}</span>
       <button type="button" onClick=${cancel}><${Icon} name="stop" size=${16} />Cancel</button>
     </div>
+  </div>`;
+}
+
+/** The preview of a single picture, as large as the finished one will be. */
+function Preview({ src }) {
+  const [size, setSize] = useState(null);
+  const measure = ({ target }) => setSize({ width: target.naturalWidth, height: target.naturalHeight });
+  return html`<div class="result-picture" style=${size ? boxOf(size) : undefined}>
+    ${src ? html`<img src=${src} alt="Preview 1" onLoad=${measure} />` : html`<span class="waiting"></span>`}
   </div>`;
 }
 
@@ -46,10 +57,11 @@ export function Results({ card, upscalers, canCutOut }) {
 function Result({ picture, card, upscalers, canCutOut, children }) {
   const [look, setLook] = useState("after");
   const looks = [["after", "Result"], picture.before && ["compare", "Before and after"], picture.heatMap && ["map", "Heat map"]].filter(Boolean);
-  const alt = picture.fields?.prompt || picture.prompt || picture.label || "The picture";
+  const prompt = picture.fields?.prompt || picture.prompt;
+  const alt = prompt || picture.label || "The picture";
   const size = { width: picture.width, height: picture.height };
   return html`<figure class="result">
-    <div class="result-picture" style=${{ "--ratio": picture.width / picture.height, "--most": `${4 * picture.width}px` }}>
+    <div class="result-picture" style=${boxOf(picture)}>
       ${look === "compare"
         ? html`<${Compare} before=${urlOf(picture.before)} after=${urlOf(picture.blob)} alt=${alt} ...${size} />`
         : html`<img src=${urlOf(look === "map" ? picture.heatMap : picture.blob)} alt=${look === "map" ? "Heat map of the added detail" : alt} ...${size} />`}
@@ -61,6 +73,7 @@ function Result({ picture, card, upscalers, canCutOut, children }) {
         <span class="facts">${factsOf(picture)}</span>
       </div>
       ${look === "map" && html`<p class="hint">Blue: detail that nothing in the smaller picture confirms. Red: where the result contradicts it.</p>`}
+      ${prompt && html`<p class="result-prompt">${prompt}</p>`}
       <${Actions} picture=${picture} card=${card} upscalers=${upscalers} canCutOut=${canCutOut} />
     </figcaption>
   </figure>`;

@@ -10,7 +10,7 @@ import { chosenModel, Form } from "./form.js";
 import { clearHistory, history, readHistory } from "./history.js";
 import { MaskView } from "./mask_view.js";
 import { Outpaint } from "./outpaint.js";
-import { Choices } from "./parts.js";
+import { boxOf, Choices } from "./parts.js";
 import { urlOf } from "./pictures.js";
 import { modeFor } from "./request.js";
 import { Results, Working } from "./results.js";
@@ -110,7 +110,7 @@ function Input({ card, source }) {
   if (how?.id === "extend")
     return html`<${Outpaint} url=${urlOf(source.blob)} width=${source.width} height=${source.height} multiple=${card.size_multiple}
       value=${outpaint} onChange=${(sides) => set({ outpaint: sides })} />`;
-  return html`<figure class="result"><div class="result-picture" style=${{ "--ratio": source.width / source.height, "--most": `${4 * source.width}px` }}>
+  return html`<figure class="result"><div class="result-picture" style=${boxOf(source)}>
     <img src=${urlOf(source.blob)} alt="The input" width=${source.width} height=${source.height} />
   </div></figure>`;
 }

@@ -796,7 +796,7 @@ class TestAdmission:
         bench = Bench(max_num_seqs=2, max_num_queued=3)
         for name in "abcde":
             bench.add(name, 3, max_tokens=2, n=2)
-        with pytest.raises(QueueFull, match="3 requests wait"):
+        with pytest.raises(QueueFull, match="3 requests are already waiting"):
             bench.add("f", 3)
         bench.step()
         with pytest.raises(QueueFull):

@@ -24,6 +24,8 @@ def answer(head, body):
     if body == b"exit":
         os._exit(7)
     if body == b"sleep":
+        if head:
+            open(head, "w").close()
         time.sleep(600)
     if body == b"other":
         os.write(0, FRAME.pack(99, 0, 0))
@@ -80,14 +82,22 @@ def test_a_process_that_is_lost_leaves_nothing_and_another_is_started(
     assert psutil.Process().num_fds() == before
 
 
-def test_anybody_may_kill_it_over_a_question_or_when_it_is_idle():
+def test_anybody_may_kill_it_over_a_question_or_when_it_is_idle(tmp_path):
     process = helper()
     process.kill()
     first = pid_of(process)
-    timer = threading.Timer(0.1, process.kill)
-    timer.start()
+    is_asked = tmp_path / "asked"
+
+    def kill_once_asked():
+        while not is_asked.exists():
+            time.sleep(0.01)
+        process.kill()
+
+    killer = threading.Thread(target=kill_once_asked)
+    killer.start()
     with pytest.raises(HelperLost) as caught:
-        ask(process, b"sleep", 60)
+        ask(process, b"sleep", 60, bytes(is_asked))
+    killer.join()
     assert (caught.value.exit_code, caught.value.is_late) == (-signal.SIGKILL, False)
     running = process.running()
     process.kill()

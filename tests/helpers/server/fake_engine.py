@@ -229,7 +229,7 @@ class FakeEngine(EngineClient):
         info = self.served[model]
         info.with_adapter(order.name)
         if order.name in info.names and not order.replaces:
-            raise ModelConflict(f"{order.name} is served already", param="lora_name")
+            raise ModelConflict(f"{order.name} is already served", param="lora_name")
         self.adapter_orders.append(order)
         return asyncio.get_running_loop().create_task(self._load_adapter(model, order))
 

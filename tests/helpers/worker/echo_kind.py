@@ -47,7 +47,7 @@ class EchoWork(Work):
     """Answers a text in each turn, and all that wait in one step."""
 
     stats_type = EchoStats
-    queue_full = "{num_waiting} texts are waiting"
+    items = "texts"
 
     def check(self, request):
         if "" in request.texts:

@@ -29,7 +29,7 @@ def test_a_port_in_use_and_another_that_is_free(taken, monkeypatch):
     finding = address.port(load_settings({"port": taken}))
     assert finding.health == "broken"
     assert f"port {taken} is in use" in finding.found
-    command, _, other = finding.mend.rpartition(" ")
+    command, _, other = finding.fix.rpartition(" ")
     assert command == "tandem serve --port"
     with socket.create_server(("127.0.0.1", int(other))):
         pass
@@ -60,18 +60,18 @@ def test_a_server_of_ours_is_recognised(answer, health):
             server.shutdown()
             thread.join()
     assert finding.health == health
-    assert "--port" in finding.mend
+    assert "--port" in finding.fix
 
 
 def test_an_address_that_is_not_here():
     finding = address.port(load_settings({"host": "192.0.2.1", "port": 0}))
     assert finding.health == "broken"
-    assert "--host 192.0.2.1" in finding.found and "0.0.0.0" in finding.mend
+    assert "--host 192.0.2.1" in finding.found and "0.0.0.0" in finding.fix
 
 
 def test_a_socket_file_in_a_missing_folder(tmp_path):
     finding = address.port(load_settings({"uds": tmp_path / "no" / "socket"}))
-    assert finding.health == "broken" and finding.mend
+    assert finding.health == "broken" and finding.fix
 
 
 @pytest.mark.parametrize(("hard", "health"), [(1 << 20, "ok"), (1000, "limited"), (200, "broken")])
@@ -80,4 +80,4 @@ def test_open_files(hard, health, monkeypatch):
     monkeypatch.setattr(resource, "setrlimit", lambda which, limits: None)
     finding = address.connections(load_settings({}))
     assert finding.health == health
-    assert (finding.mend is None) == (health == "ok")
+    assert (finding.fix is None) == (health == "ok")

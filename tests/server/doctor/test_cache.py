@@ -24,7 +24,7 @@ def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
     finding = cache.cache_folder(tmp_path / "file" / "cache")
     assert finding.health == "broken"
     assert f"{tmp_path / 'file'} is what exists" in finding.found
-    assert "--cache-dir" in finding.mend
+    assert "--cache-dir" in finding.fix
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
     assert cache.cache_folder(tmp_path).health == "broken"
 
@@ -54,4 +54,4 @@ def test_the_kv_store(tmp_path):
     assert cache.kv_store(tmp_path, 1 << 62).health == "limited"
     (tmp_path / "file").write_bytes(b"")
     finding = cache.kv_store(tmp_path / "file" / "store", 1)
-    assert finding.health == "broken" and "--kv-store" in (finding.mend or "")
+    assert finding.health == "broken" and "--kv-store" in (finding.fix or "")

@@ -20,8 +20,8 @@ BROKEN = Finding("three", "broken", "gone", "do that")
     ("findings", "code", "last"),
     [
         ([FINE], 0, "This machine can serve: tandem serve."),
-        ([FINE, LIMITED], 0, "The limited parts are worth mending."),
-        ([BROKEN, FINE, LIMITED], 1, "This machine cannot serve yet. Mend first: three."),
+        ([FINE, LIMITED], 0, "The limited parts are worth fixing."),
+        ([BROKEN, FINE, LIMITED], 1, "This machine cannot serve yet. Fix first: three."),
     ],
 )
 def test_the_verdict_and_the_exit_code(findings, code, last, monkeypatch):
@@ -31,7 +31,7 @@ def test_the_verdict_and_the_exit_code(findings, code, last, monkeypatch):
     assert result.output.rstrip().endswith(last)
     for one in findings:
         assert f"{one.health:<8}{one.part}: {one.found}\n" in result.output
-        assert one.mend is None or f"to mend it: {one.mend}\n" in result.output
+        assert one.fix is None or f"fix: {one.fix}\n" in result.output
     result = CliRunner().invoke(app, ["doctor", "--json"])
     assert result.exit_code == code
     report = json.loads(result.output)
@@ -55,7 +55,7 @@ def test_it_examines_this_machine_without_torch(tmp_path):
         *("cache folder", "disk", "port", "open files"),
     ]
     assert "memory" in parts
-    assert all((one["mend"] is None) == (one["health"] == "ok") for one in report["findings"])
+    assert all((one["fix"] is None) == (one["health"] == "ok") for one in report["findings"])
     assert not list(tmp_path.iterdir()), "it writes nothing"
 
 

@@ -62,21 +62,21 @@ def test_a_gpu_that_can_be_used(machine):
 
 
 @pytest.mark.parametrize(
-    ("given", "words", "mend"),
+    ("given", "words", "fix"),
     [
         ({"version": 11040}, "the driver runs CUDA up to 11.4", "a driver for CUDA 12"),
         ({"version": 12080, "cuda": None}, "a build without CUDA", "force-reinstall torch"),
         ({"version": 12080, "code": 999}, "error 999", "driver again"),
-        ({"version": 12080, "code": 100}, "driver offers none", "CUDA_VISIBLE_DEVICES"),
+        ({"version": 12080, "code": 100}, "driver reports none", "CUDA_VISIBLE_DEVICES"),
         ({}, "without its driver", "nvidia.com/drivers"),
         ({"version": 12080, "triton": False}, "without Triton", "tandem-server[gpu]"),
     ],
 )
-def test_what_is_missing_is_named_with_its_mend(given, words, mend, machine):
+def test_what_is_missing_is_named_with_its_fix(given, words, fix, machine):
     machine(**given)
     finding = gpu.gpu("auto")
     assert finding.health == "limited"
-    assert words in finding.found and mend in finding.mend
+    assert words in finding.found and fix in finding.fix
 
 
 @pytest.mark.parametrize("given", [{}, {"version": 11040}, {"version": 12080, "code": 100}])

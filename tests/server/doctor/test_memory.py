@@ -79,18 +79,18 @@ def test_another_model_is_planned(rows, health, words, monkeypatch):
     [finding] = findings(["org/big"], monkeypatch, rows)
     assert finding.part == "memory for org/big"
     assert finding.health == health
-    assert words in f"{finding.found} {finding.mend}"
+    assert words in f"{finding.found} {finding.fix}"
 
 
 @pytest.mark.parametrize(
-    ("problem", "health", "mend"),
+    ("problem", "health", "fix"),
     [
         ("org/big is not in the cache and offline mode is on; start", "limited", "tandem pull org"),
         ("net makes mattes; plans exist only for models", "ok", None),
         ("'big' is neither a folder; give a folder", "broken", "give a folder"),
     ],
 )
-def test_a_model_that_cannot_be_planned(problem, health, mend, monkeypatch):
+def test_a_model_that_cannot_be_planned(problem, health, fix, monkeypatch):
     [finding] = findings(["org/big"], monkeypatch, problem=problem)
     assert finding.health == health
-    assert finding.mend is None if mend is None else mend in finding.mend
+    assert finding.fix is None if fix is None else fix in finding.fix

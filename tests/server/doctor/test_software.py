@@ -36,10 +36,10 @@ def test_without_a_compiler_the_distributions_own_command_is_named(path, monkeyp
     path("dnf", "")
     monkeypatch.setattr(software.os, "geteuid", lambda: 1000)
     finding = software.compiler("auto")
-    assert (finding.health, finding.mend) == ("limited", "sudo dnf install gcc-c++")
+    assert (finding.health, finding.fix) == ("limited", "sudo dnf install gcc-c++")
     assert "no C++ compiler" in finding.found
     monkeypatch.setattr(software.os, "geteuid", lambda: 0)
-    assert software.compiler("auto").mend == "dnf install gcc-c++"
+    assert software.compiler("auto").fix == "dnf install gcc-c++"
 
 
 def test_a_compiler_that_cannot_build_is_told_with_its_reason(path):
@@ -47,7 +47,7 @@ def test_a_compiler_that_cannot_build_is_told_with_its_reason(path):
     finding = software.compiler("auto")
     assert finding.health == "limited"
     assert finding.found.endswith("run much more slowly: omp.h: No such file or directory")
-    assert finding.mend == "install g++"
+    assert finding.fix == "install g++"
 
 
 def test_no_compiler_is_needed_where_operations_came_compiled(path, tmp_path, monkeypatch):
@@ -60,8 +60,10 @@ def test_no_compiler_is_needed_where_operations_came_compiled(path, tmp_path, mo
     (tmp_path / "x86-64-v3.0123.so").touch()
     monkeypatch.setattr(software, "module_alone", module)
     finding = software.compiler("auto")
-    assert (finding.health, finding.mend) == ("ok", None)
-    assert finding.found == "none needed: operations for x86-64-v3 came compiled"
+    assert (finding.health, finding.fix) == ("ok", None)
+    assert (
+        finding.found == "not needed: the installation includes operations compiled for x86-64-v3"
+    )
     assert "no C++ compiler" in software.compiler("x86-64-v4").found
 
 
@@ -76,20 +78,20 @@ def test_missing_packages_are_named(monkeypatch):
     assert software.packages().health == "ok"
     monkeypatch.setattr(importlib.metadata, "version", without_two)
     finding = software.packages()
-    assert (finding.health, finding.mend) == ("broken", "pip install httpx numpy")
+    assert (finding.health, finding.fix) == ("broken", "pip install httpx numpy")
 
 
 def test_a_distribution_that_broke_ours_is_named(monkeypatch):
     monkeypatch.setattr(software, "foreign_distributions", lambda: ["kernels"])
     finding = software.packages()
     assert finding.health == "broken"
-    assert finding.mend.startswith("pip uninstall kernels && pip install")
+    assert finding.fix.startswith("pip uninstall kernels && pip install")
 
 
 @pytest.mark.parametrize(
     ("rung", "wanted", "health", "words"),
     [
-        ("x86-64-v4", "auto", "ok", "operations for x86-64-v4, the best it has"),
+        ("x86-64-v4", "auto", "ok", "operations for x86-64-v4, the best it supports"),
         ("x86-64-v4", "x86-64-v3", "ok", "for x86-64-v3, as asked; its best is x86-64-v4"),
         ("x86-64-v3", "x86-64-v4-vnni", "broken", "avx512_vnni, which x86-64-v4-vnni needs"),
         (None, "auto", "limited", "avx2"),
@@ -105,4 +107,4 @@ def test_instructions(rung, wanted, health, words, monkeypatch):
     finding = processor_finding(wanted)
     assert finding.health == health
     assert words in finding.found
-    assert (finding.mend is None) == (health == "ok")
+    assert (finding.fix is None) == (health == "ok")

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import random
 import struct
 from pathlib import Path
 from typing import Any
@@ -243,19 +244,33 @@ async def test_a_failure_of_one_input_fails_the_request(server: EmbeddingServer)
 async def test_a_full_queue_is_a_429(tokenizer_folder: Path) -> None:
     server = EmbeddingServer(tokenizer_folder, max_queued_requests=0, engine={"max_num_seqs": 4})
     server.engine.hold()
-    first = asyncio.create_task(server.embed(input=["a", "b", "c"]))
-    await until(lambda: bool(server.engine.live))
+    asked = [["a"], ["b"], ["c"], ["d"]]
+    first = [asyncio.create_task(server.embed(input=given)) for given in asked[:3]]
+    await until(lambda: len(server.engine.live) == 3)
     error = await server.refused(429, input=["d", "e"])
     assert error["code"] == "queue_full"
     assert "3 inputs are running or waiting and 2 more were asked for" in error["message"]
-    last = asyncio.create_task(server.embed(input="d"))
-    await until(lambda: len(server.engine.live) == 2)
+    last = asyncio.create_task(server.embed(input=asked[3]))
+    await until(lambda: len(server.engine.live) == 4)
     server.engine.release()
-    assert [(await task).status_code for task in (first, last)] == [200, 200]
-    # More inputs than there are places enter once they are alone.
-    assert (await server.embed(input=["a"] * 9)).status_code == 200
+    assert [(await task).status_code for task in (*first, last)] == [200] * 4
     server.engine.submit_error = QueueFull("the engine's own limit")
     assert (await server.embed()).status_code == 429
+
+
+async def test_many_inputs_take_the_places_of_nobody_else(tokenizer_folder: Path) -> None:
+    server = EmbeddingServer(tokenizer_folder, max_queued_requests=8, engine={"max_num_seqs": 2})
+    server.engine.hold()
+    texts = ["a"] * random.randint(200, MAX_PROMPTS)
+    many = asyncio.create_task(server.embed(input=texts))
+    await until(lambda: len(server.engine.live) == 1)
+    others = [asyncio.create_task(server.embed(input=str(number))) for number in range(6)]
+    await until(lambda: len(server.engine.live) == 7)
+    await server.refused(429)
+    server.engine.release()
+    assert [(await task).status_code for task in others] == [200] * 6
+    assert len((await many).json()["data"]) == len(texts)
+    await until(lambda: server.state.admission.num_in_flight() == 0)
 
 
 async def test_metrics_follow_requests_and_steps(server: EmbeddingServer) -> None:

@@ -72,6 +72,26 @@ async def test_models_do_not_share_places(lifecycle, clock):
     assert admission.num_in_flight() == 0
 
 
+async def test_operations_of_a_model_do_not_share_places(lifecycle, clock):
+    admission = create(lifecycle, clock)
+    texts = admission.admit(GENERATE, "m", 3)
+    image = admission.admit(DRAW, "m")
+    assert admission.num_in_flight("m") == 4
+    texts.release()
+    with pytest.raises(QueueFull):
+        admission.admit(DRAW, "m")
+    assert admission.num_in_flight("m") == 1
+    image.release()
+
+
+@pytest.mark.parametrize(
+    ("running", "queued", "share"), [(8, 1000, 16), (8, 8, 8), (2, 1, 1), (1, 0, 1), (5, 0, 2)]
+)
+async def test_the_share_of_one_request(lifecycle, clock, running, queued, share):
+    admission = create(lifecycle, clock, running=running, queued=queued)
+    assert admission.share(GENERATE, "m") == share
+
+
 async def test_a_request_larger_than_the_limit_enters_alone(lifecycle, clock):
     admission = create(lifecycle, clock)
     small = admission.admit(GENERATE, "m")

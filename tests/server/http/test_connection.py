@@ -183,6 +183,17 @@ async def test_each_request_of_a_connection_has_headers_of_its_own(site: Site) -
     assert answer.count(b"HTTP/1.1 200 OK") == 6
 
 
+async def test_a_request_has_one_host(site: Site) -> None:
+    head = b"GET /health HTTP/1.%d\r\n%sConnection: close\r\n\r\n"
+    for version, num_hosts in ((1, 0), (1, 2), (0, 2)):
+        answer = await site.send(head % (version, b"hOst: x\r\n" * num_hosts))
+        assert f"{num_hosts} Host headers" in error_of(answer, 400)["message"]
+    for version, num_hosts in ((1, 1), (0, 1), (0, 0)):
+        answer = await site.send(head % (version, b"hOst: x\r\n" * num_hosts))
+        assert answer.startswith(b"HTTP/1.1 200 ")
+    assert site.cuts("malformed_http") == 3
+
+
 async def test_a_trailer_is_no_header(tokenizer_folder: Path) -> None:
     """Proxies check and rewrite headers; what comes after the body would pass them by."""
     async with listening(tokenizer_folder, api_keys=(KEY,)) as site:

@@ -64,7 +64,7 @@ class Setting:
 
     def run(self, num_items: int = 3) -> ItemRun[ImageEvent]:
         lease = self.admission.admit(DRAW, "m", num_items)
-        return ItemRun("r", self.engine, self.metrics.meter("m"), lease)
+        return ItemRun("r", self.engine, self.metrics.meter("m"), lease, num_items)
 
     def value(self, name: str, **labels: str) -> float | None:
         return self.registry.get_sample_value(f"tandem_item_{name}", {"model_name": "m", **labels})

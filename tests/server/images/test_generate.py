@@ -309,7 +309,7 @@ async def test_a_task_that_the_model_cannot_do() -> None:
     server = ImageServer(image_info(tasks=(ImageTask.EDIT,)))
     error = error_of(await server.generate())
     assert error["code"] == "unsupported_feature"
-    assert "cannot do text_to_image; it can do edit" in error["message"]
+    assert "does not support text_to_image; it supports edit" in error["message"]
 
 
 async def test_text_and_image_models_keep_to_their_routes() -> None:

@@ -73,7 +73,7 @@ async def test_where_there_is_no_second_pass() -> None:
     tasks = (ImageTask.TEXT_TO_IMAGE,)
     server = ImageServer(image_info(tasks=tasks))
     refused = await server.post(GENERATIONS, prompt="a", hires={})
-    assert "cannot do image_to_image, which" in refused.json()["error"]["message"]
+    assert "does not support image_to_image, which" in refused.json()["error"]["message"]
     body = {"prompt": "a", "images": [data_url(png())], "hires": {"scale": 2}}
     error = error_of(await ImageServer().client.post(EDITS, json=body))
     assert "from a prompt alone" in error["message"]

@@ -66,7 +66,7 @@ async def test_it_cannot_be_asked_to_draw(path: str, tasks: tuple[ImageTask, ...
         body["image"] = data_url(png())
     error = error_of(await server.post(path, **body), 400)
     assert error["code"] == "unsupported_feature"
-    assert "doubler cannot do " in error["message"]
+    assert "doubler does not support " in error["message"]
     assert not server.engine.requests
 
 

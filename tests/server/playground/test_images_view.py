@@ -4,6 +4,7 @@ import asyncio
 import base64
 import io
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,7 @@ async def test_draws_what_is_described(server: ImageServer, page: Page) -> None:
     await expect(history(page)).to_have_count(1)
     await page.reload()
     await history(page).get_by_role("button", name=prompt).click()
+    await expect(page.locator(".result-prompt")).to_have_text(prompt)
     assert pixels_of(await downloaded(page)) == picture(server.last, 0)
 
 
@@ -142,6 +144,34 @@ async def test_previews_appear_and_the_reader_can_cancel(server: ImageServer, pa
     await expect(page.get_by_text("Describe a picture")).to_be_visible()
     await until(lambda: server.last.request_id in server.engine.aborted)
     await expect(history(page)).to_have_count(0)
+
+
+async def test_a_preview_is_as_large_as_the_finished_picture(
+    server: ImageServer, page: Page
+) -> None:
+    paint = server.engine.draw
+
+    def hold_after_the_first(request: ImageRequest, index: int) -> Pixels:
+        server.engine.draw = paint
+        server.engine.hold()
+        return paint(request, index)
+
+    server.engine.draw = hold_after_the_first
+    width, height = random.sample(range(32, 104, 8), 2)
+    await page.get_by_label("Size").select_option("custom")
+    await page.get_by_label("Width").fill(str(width))
+    await page.get_by_label("Height").fill(str(height))
+    await page.get_by_label("Prompt", exact=True).fill("a star")
+    await button(page, "Draw").click()
+    preview = page.get_by_role("img", name="Preview 1")
+    frame = page.locator(".result-picture")
+    await expect(frame).to_have_attribute("style", re.compile(rf"\b{4 * width}px"))
+    before = await preview.bounding_box()
+    server.engine.release()
+    await expect(button(page, "Download")).to_be_visible()
+    after = await page.get_by_role("img", name="a star").bounding_box()
+    assert before is not None and after is not None
+    assert (before["width"], before["height"]) == (after["width"], after["height"])
 
 
 async def test_shows_the_place_in_the_queue(server: ImageServer, page: Page) -> None:

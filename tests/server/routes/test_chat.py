@@ -372,7 +372,7 @@ async def test_a_failure_before_any_token(server: TextServer) -> None:
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_form_that_the_engine_refuses_is_a_400(server: TextServer, stream: bool) -> None:
     """What cannot be honoured is found out beside the steps: no stream has begun by then."""
-    message = "response_format cannot be honoured: uniqueItems"
+    message = "response_format cannot be enforced: uniqueItems"
     server.engine.failure = Failure(code="invalid_value", message=message, param="response_format")
     asked = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"uniqueItems": True}}}
     error = error_of(await server.chat(stream=stream, response_format=asked), 400)

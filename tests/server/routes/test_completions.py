@@ -1,5 +1,6 @@
 """`POST /v1/completions`: batches, echo, older log-probabilities, streams."""
 
+import asyncio
 import random
 from pathlib import Path
 from typing import Any
@@ -367,6 +368,64 @@ async def test_a_refusal_within_a_batch_takes_back_what_was_submitted(server: Te
     assert response.status_code == 500
     assert "bug" not in response.text
     assert len(server.engine.aborted) == 2
+
+
+@pytest.fixture
+def narrow_server(tokenizer_folder: Path) -> TextServer:
+    """Twenty places, of which one request takes eight."""
+    return TextServer(tokenizer_folder, engine={"max_num_seqs": 4}, max_queued_requests=16)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_many_prompts_enter_a_few_at_a_time(narrow_server: TextServer, stream: bool) -> None:
+    server = narrow_server
+    server.engine.hold()
+    prompts = [[random.randint(5, 300)] for _ in range(random.randint(30, 60))]
+    n = random.randint(1, 3)
+    many = asyncio.create_task(server.complete(prompt=prompts, n=n, max_tokens=4, stream=stream))
+    await until(lambda: len(server.engine.requests) == 8 // n)
+    others = [asyncio.create_task(server.complete(prompt=[9])) for _ in range(12)]
+    await until(lambda: len(server.engine.requests) == 8 // n + 12)
+    server.engine.release()
+    assert [(await other).status_code for other in others] == [200] * 12
+    answer = await many
+    texts = joined(events_of(answer), "text") if stream else choices_of(answer)
+    assert len(texts) == len(prompts) * n
+    sent = [one.prompt_token_ids for one in server.engine.requests if one.prompt_token_ids != [9]]
+    assert sent == [ids for ids in prompts if ids != [9]]
+    await until(lambda: server.state.admission.num_in_flight() == 0)
+
+
+async def test_the_engine_never_has_more_of_a_request_than_its_share(
+    narrow_server: TextServer,
+) -> None:
+    server = narrow_server
+    numbers_live = []
+    submit = server.engine.submit
+
+    def note(request: Any) -> Any:
+        stream = submit(request)
+        numbers_live.append(len(server.engine.live))
+        return stream
+
+    server.engine.submit = note  # type: ignore[method-assign]
+    server.engine.delay_s = 0.001
+    response = await server.complete(prompt=[[5]] * 40, max_tokens=3)
+    assert len(choices_of(response)) == 40
+    assert max(numbers_live) == 8
+
+
+async def test_prompts_that_wait_for_others_are_not_sent_once_nobody_asks(
+    narrow_server: TextServer,
+) -> None:
+    server = narrow_server
+    server.engine.hold()
+    task = asyncio.create_task(server.complete(prompt=[[5]] * 40, stream=True))
+    await until(lambda: len(server.engine.requests) == 8)
+    task.cancel()
+    await asyncio.wait([task])
+    await until(lambda: server.state.admission.num_in_flight() == 0)
+    assert len(server.engine.requests) == len(server.engine.aborted) == 8
 
 
 async def test_heartbeats_while_waiting(tokenizer_folder: Any) -> None:

@@ -52,12 +52,12 @@ def test_what_the_process_logs_is_written_by_this_one(child):
 
 def test_what_is_ordered_and_printed(child):
     arguments = ("--model", "a=/x/a", "--gpu", "l4", "--concurrency", 2, "--context", 100)
-    code, output, _ = invoke(*arguments, "--kv-cache-dtype", "int8")
+    code, output, _ = invoke(*arguments, "--kv-cache-dtype", "int8", "--replicas", 3)
     assert code == 0
     [order] = child["orders"]
     wanted = {"model": "/x/a", "gpu": "l4", "concurrency": 2, "context": 100}
     assert order | wanted == order
-    assert order["config"]["kv_cache_dtype"] == "int8"
+    assert (order["config"]["kv_cache_dtype"], order["config"]["replicas"]) == ("int8", 3)
     assert order["config"]["max_loras"] is None
     for shown in ("NVIDIA L4", "2 texts of 100 tokens", "3.00 GiB", "5.0 MiB", "12,345", "1,234/s"):
         assert shown in output

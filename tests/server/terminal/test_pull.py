@@ -56,7 +56,7 @@ def test_a_name_of_its_own_does_not_matter(child):
             "org/x could not be fetched (ConnectError); check the network",
             ["check the network\nWithout a network: run `tandem pull org/x` on a machine"],
         ),
-        ("the disk has too little room for org/x; free some", ["free some\n"]),
+        ("there is not enough disk space for org/x; free some", ["free some\n"]),
     ],
 )
 def test_problems_say_what_to_do(problem, words, child):
@@ -65,4 +65,4 @@ def test_problems_say_what_to_do(problem, words, child):
     assert code == 2
     assert all(word in output for word in words), output
     assert child["orders"][0]["offline"] is True
-    assert ("network" in output) == ("room" not in problem)
+    assert ("network" in output) == ("disk" not in problem)

@@ -93,7 +93,8 @@ def test_a_folder(saved: tuple[Parts, Path]) -> None:
         for module in (parts.unet, parts.extra_unets["unet_edit"], parts.vae, parts.text_encoder)
         for weight in module.parameters()
     )
-    assert weight_bytes(Checkpoint("diffusers", path, "m"), dtype=torch.bfloat16) == 2 * num_weights
+    folder = Checkpoint("diffusers", path, "m")
+    assert weight_bytes(folder, dtype=torch.bfloat16, device="cuda") == 2 * num_weights
 
 
 def test_a_folder_that_says_which_words_it_knows(folder: Path) -> None:

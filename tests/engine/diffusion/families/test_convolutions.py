@@ -15,10 +15,14 @@ from engine.diffusion.families.convolutions import (
     arrange_convolutions,
     arranged_bytes,
 )
-from kernels import native
+from kernels import isa, native
 from tests.helpers.diffusion.tiny_pipelines import tiny_vae
 
 pytestmark = pytest.mark.skipif(native.missing() is not None, reason="no C++ operations")
+
+
+HAS_PAIRS = isa.multiplies_bf16() and not isa.multiplies_tiles()
+"""Whether bf16 convolutions are arranged on this processor."""
 
 
 def arranged(layer):
@@ -63,6 +67,21 @@ def test_a_row_has_the_same_bits_alone_and_among_others():
             assert torch.equal(found(x[row : row + 1])[0], together[row])
 
 
+@pytest.mark.skipif(not HAS_PAIRS, reason="this processor does not multiply pairs of bf16 numbers")
+def test_bf16_maps_are_convolved_row_by_row_with_the_same_bits():
+    for bias in (False, True):
+        layer = convolution(bias, dtype=torch.bfloat16)
+        found, x = arranged(layer), maps(random.randrange(1, 5), layer).bfloat16()
+        assert type(found) is ArrangedConvolution
+        added = layer.bias.double() if bias else None
+        exact = F.conv2d(x.double(), layer.weight.double(), added, padding=1)
+        with torch.inference_mode():
+            y = found(x)
+            assert torch.equal(found(x[:1]), y[:1])
+        assert y.dtype is torch.bfloat16
+        assert (y - exact).norm() < 0.01 * exact.norm()
+
+
 @pytest.mark.parametrize("changes", [{"dtype": torch.bfloat16}, {"requires_grad": True}])
 def test_what_is_not_plain_is_computed_as_before(changes):
     """Moved to another type after all, and where gradients are wanted."""
@@ -88,7 +107,8 @@ def test_other_layers_stay():
         convolution(padding_mode="reflect"),
         convolution(kernel_size=1, padding=0),
         convolution(kernel_size=5),
-        convolution(dtype=torch.bfloat16),
+        convolution(dtype=torch.float16),
+        *([] if HAS_PAIRS else [convolution(dtype=torch.bfloat16)]),
         convolution(device="meta"),
         nn.Conv2d(32, 32, 3, padding=1, groups=2),
         nn.Conv2d(few, 32, 3, padding=1),
@@ -101,11 +121,17 @@ def test_other_layers_stay():
 def test_what_they_take_is_told_by_their_shape():
     for _ in range(5):
         layer = arranged(convolution())
-        assert arranged_bytes(tuple(layer.weight.shape)) == layer.arranged.transformed.nbytes
-    assert arranged_bytes((320, 640, 3, 3)) == 4 * 36 * 320 * 640 <= MOST_BYTES
+        taken = layer.arranged.transformed.nbytes
+        assert arranged_bytes(tuple(layer.weight.shape), torch.float32) == taken
+    fp32 = torch.float32
+    assert arranged_bytes((320, 640, 3, 3), fp32) == 4 * 36 * 320 * 640 <= MOST_BYTES[fp32]
     maps = (512, 512, 3, 3), (336, 656, 3, 3), (2, 64, 3, 3), (64, 64, 1, 1)
     for shape in (*maps, (64, 64), (64,), ()):
-        assert arranged_bytes(shape) == 0
+        assert arranged_bytes(shape, fp32) == 0
+    for shape in ((1280, 1280, 3, 3), (32, 17, 3, 3), (1296, 1280, 3, 3)):
+        padded = 2 * 16 * shape[0] * -(-shape[1] // 16) * 16
+        is_worth_it = HAS_PAIRS and padded <= MOST_BYTES[torch.bfloat16]
+        assert arranged_bytes(shape, torch.bfloat16) == is_worth_it * padded
 
 
 def test_a_whole_autoencoder():

@@ -252,7 +252,7 @@ def test_facts() -> None:
     assert facts.max_pixels == 4 * 48 * 48
     assert denoising.schedulers[0] == "ddim"
     assert set(denoising.schedulers) == set(DIFFUSION_SCHEDULES)
-    with pytest.raises(InvalidParameter, match="does not do edit"):
+    with pytest.raises(InvalidParameter, match="does not support edit"):
         family.denoiser_key(ImageTask.EDIT)
 
 

@@ -129,7 +129,7 @@ def test_memory_is_bounded(reader):
     ],
 )
 def test_what_no_step_could_follow_is_refused(reader, structure):
-    with pytest.raises(InvalidParameter, match="cannot be honoured"):
+    with pytest.raises(InvalidParameter, match="cannot be enforced"):
         reader.read(structure, 60.0)
 
 
