@@ -42,7 +42,7 @@ async def test_processes_that_start_together_stay_within_the_budget(start_server
     watch = MemoryWatch((server.process.pid,))
     async with watch.watching(0.05, 0.5):
         await asyncio.to_thread(server.wait_for, "/ready")
-        statuses = httpx.get(f"{server.url}/models", timeout=60).json()["data"]
+    statuses = httpx.get(f"{server.url}/models", timeout=60).json()["data"]  # noqa: ASYNC210
     assert [card["status"]["value"] for card in statuses].count("sleeping") == 5
     assert 0 < watch.peak_below_bytes <= most_mib << 20, watch.peak_below_bytes >> 20
 
