@@ -23,7 +23,7 @@ def supports(
     others = [given for given in (addend, out) if given is not None]
     return (
         x.dtype is convolution.weight.dtype
-        and (x.dtype is torch.float32 or (x.dtype is torch.bfloat16 and isa.multiplies_bf16()))
+        and (x.dtype is torch.float32 or isa.multiplies_bf16())
         and all(given.dtype is x.dtype for given in others)
         and native.runs_on(x, *others)
         and all(_cell_stride(given) is not None for given in others)

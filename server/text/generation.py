@@ -232,20 +232,43 @@ class Generation(EngineRun):
 
     def deltas(self) -> AsyncGenerator[Delta, None]:
         """The deltas of all prompts, as they come. Close the iterator if you leave it early."""
-        places = asyncio.Semaphore(self._num_at_once)
-        streams = [self._deltas_of(run, places) for run in self.runs]
-        return streams[0] if len(streams) == 1 else _merge(streams)
+        return self._deltas_of(self.runs[0]) if len(self.runs) == 1 else self._merged()
 
-    async def _deltas_of(
-        self, run: PromptRun, places: asyncio.Semaphore
-    ) -> AsyncGenerator[Delta, None]:
-        async with places:
-            run.send(self._engine)
-            found = run.deltas()
-            chosen = found if self._num_best is None else best_of(found, self._num_best)
-            async with aclosing(chosen):
-                async for delta in chosen:
-                    yield delta
+    def _deltas_of(self, run: PromptRun) -> AsyncGenerator[Delta, None]:
+        return run.deltas() if self._num_best is None else best_of(run.deltas(), self._num_best)
+
+    async def _merged(self) -> AsyncGenerator[Delta, None]:
+        """The deltas of several prompts, in the order of arrival. The first failure ends them
+        all."""
+        queue: asyncio.Queue[Delta | BaseException | None] = asyncio.Queue()
+        places = asyncio.Semaphore(self._num_at_once)
+
+        async def pump(run: PromptRun) -> None:
+            try:
+                async with places:
+                    run.send(self._engine)
+                    async with aclosing(self._deltas_of(run)) as deltas:
+                        async for delta in deltas:
+                            queue.put_nowait(delta)
+                queue.put_nowait(None)
+            except Exception as error:
+                queue.put_nowait(error)
+
+        tasks = [asyncio.create_task(pump(run)) for run in self.runs]
+        try:
+            num_open = len(tasks)
+            while num_open:
+                item = await queue.get()
+                if item is None:
+                    num_open -= 1
+                elif isinstance(item, BaseException):
+                    raise item
+                else:
+                    yield item
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     def progress(self) -> Progress:
         choices = [choice for run in self.runs for choice in run.choices]
@@ -263,33 +286,3 @@ class Generation(EngineRun):
     async def _end(self) -> None:
         for run in self.runs:
             await run.aclose()
-
-
-async def _merge(streams: Sequence[AsyncGenerator[Delta, None]]) -> AsyncGenerator[Delta, None]:
-    """Several iterators as one, in the order of arrival. The first failure ends them all."""
-    queue: asyncio.Queue[Delta | BaseException | None] = asyncio.Queue()
-
-    async def pump(stream: AsyncGenerator[Delta, None]) -> None:
-        try:
-            async with aclosing(stream):
-                async for delta in stream:
-                    queue.put_nowait(delta)
-            queue.put_nowait(None)
-        except Exception as error:
-            queue.put_nowait(error)
-
-    tasks = [asyncio.create_task(pump(stream)) for stream in streams]
-    try:
-        num_open = len(tasks)
-        while num_open:
-            item = await queue.get()
-            if item is None:
-                num_open -= 1
-            elif isinstance(item, BaseException):
-                raise item
-            else:
-                yield item
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

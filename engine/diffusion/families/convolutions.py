@@ -29,8 +29,15 @@ def arrange_convolutions(model: nn.Module) -> None:
 
 
 def arranged_bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
-    """The extra memory on a CPU of a layer whose weights have this shape."""
-    return Convolution.num_bytes(shape[0], shape[1], dtype) if _is_worth_it(shape, dtype) else 0
+    """The extra memory on a CPU of a layer whose weights have this shape; 0 if it stays as it
+    is."""
+    is_3x3 = len(shape) == 4 and shape[2:] == (3, 3)
+    if dtype not in MOST_BYTES or not is_3x3 or min(shape[:2]) < LEAST_CHANNELS:
+        return 0
+    if dtype is torch.bfloat16 and (isa.multiplies_tiles() or not isa.multiplies_bf16()):
+        return 0
+    num_bytes = Convolution.num_bytes(shape[0], shape[1], dtype)
+    return num_bytes if num_bytes <= MOST_BYTES[dtype] else 0
 
 
 class ArrangedConvolution(nn.Conv2d):
@@ -62,17 +69,5 @@ def _is_for_winograd(layer: nn.Conv2d) -> bool:
     weight = layer.weight
     ones = (layer.stride, layer.padding, layer.dilation)
     is_usual = all(one == (1, 1) for one in ones) and layer.padding_mode == "zeros"
-    is_worth_it = weight.is_cpu and _is_worth_it(tuple(weight.shape), weight.dtype)
+    is_worth_it = weight.is_cpu and arranged_bytes(tuple(weight.shape), weight.dtype) > 0
     return is_usual and layer.groups == 1 and is_worth_it
-
-
-def _is_worth_it(shape: tuple[int, ...], dtype: torch.dtype) -> bool:
-    """Whether weights `[C', C, 3, 3]` should be arranged."""
-    if len(shape) != 4 or shape[2:] != (3, 3) or min(shape[:2]) < LEAST_CHANNELS:
-        return False
-    if dtype is torch.bfloat16 and (isa.multiplies_tiles() or not isa.multiplies_bf16()):
-        return False
-    return (
-        dtype in MOST_BYTES
-        and Convolution.num_bytes(shape[0], shape[1], dtype) <= MOST_BYTES[dtype]
-    )

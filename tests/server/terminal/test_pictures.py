@@ -101,8 +101,8 @@ def test_a_picture_is_sent_as_a_file(server: Server, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("output", "image", "words"),
     [
-        ("image", None, "let it end in .png, .jpg"),
-        ("image.gif", None, "let it end in .png, .jpg"),
+        ("image", None, "end it in .png, .jpg"),
+        ("image.gif", None, "end it in .png, .jpg"),
         ("out.png", "missing.png", "missing.png cannot be read: No such file"),
         ("no/folder/out.png", None, "cannot be written: No such file"),
     ],
