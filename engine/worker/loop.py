@@ -435,8 +435,8 @@ def load(spec: messages.WorkerSpec, link: Link) -> tuple[AnyEngine, Info]:
 
 
 def reserve_process(link: Link, kind: str | None = None) -> Grant:
-    """Ask for the memory that a worker takes beside its model: as much as any has or, once the kind
-    is known, what that one needs in addition.
+    """Ask for the memory that a worker takes beside its model: before the kind is known, as much as
+    the smallest one takes; then what that kind takes in addition.
 
     Raises:
         InsufficientMemory: there is too little.

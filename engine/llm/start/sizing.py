@@ -69,8 +69,9 @@ def sized(
         config = memory.resolved()
         check_kv_cache_dtype(config, model_config.widest_head)
         if config.device == "cpu":
+            memory = memory.with_steps(reserve_work(model_config, config, machine, host))
+            config = memory.resolved()
             memory.reserve_pool(config, host)
-            reserve_beside(model_config, config, machine, host)
     return Sizing(
         plan=plan,
         draft=draft,
@@ -81,10 +82,10 @@ def sized(
     )
 
 
-def reserve_beside(
+def reserve_work(
     model_config: ModelConfig, config: ResolvedConfig, machine: MachineFacts, host: Host
-) -> None:
-    """Ask for what a model takes on a CPU beside its weights and pool, once it works.
+) -> int:
+    """Ask for the memory that a model's steps and structures take on a CPU; returns its bytes.
 
     Raises:
         InsufficientMemory: there is too little.
@@ -95,11 +96,10 @@ def reserve_beside(
         drawing_rows=min(config.max_num_seqs, config.max_num_batched_tokens),
         dtype_bytes=torch_dtype(config.dtype).itemsize,
     )
-    for purpose, num_bytes in (
-        ("steps", steps),
-        ("structures", structure_bytes(model_config.vocab_size)),
-    ):
-        host.reserve(config.device, purpose, num_bytes, machine.free_memory_bytes)
+    structures = structure_bytes(model_config.vocab_size)
+    host.reserve(config.device, "steps", steps, machine.free_memory_bytes)
+    host.reserve(config.device, "structures", structures, machine.free_memory_bytes)
+    return steps + structures
 
 
 @contextmanager
@@ -213,4 +213,4 @@ def measured(
         steps += measure_step_memory(runner, device, config).total
         del runner
     host.reserve(config.device, "steps", steps, memory.machine.free_memory_bytes)
-    return replace(memory, model=replace(memory.model, step_bytes=steps)).resolved()
+    return memory.with_steps(steps).resolved()
