@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from functools import partial
 from typing import TypeVar
-from weakref import WeakValueDictionary
+from weakref import WeakValueDictionary, ref
 
 from llguidance import LLMatcher
 
@@ -42,6 +42,10 @@ class Grammar:
         """A matcher at the beginning of a text; it must stay there."""
         self.coming: Future[LLMatcher] | None = None
         """The start that is being made to replace this one."""
+        self.num_texts = 0
+        """The texts that follow it now."""
+        self.has_grown = False
+        """Whether texts may have added states to the start's lexer."""
 
     @property
     def num_bytes(self) -> int:
@@ -91,7 +95,7 @@ class Grammars:
             self._quick.take_turn("", 0, partial(_settle, Future[TokenTable](), self._warm_up))
 
     def prepare(self, structure: Structure, client: str = "") -> "Future[Grammar]":
-        """Make a grammar, unless it exists. While somebody holds it, `held` finds it at once.
+        """Make a grammar, unless it exists. While somebody holds it, `begin_text` finds it at once.
 
         The future's exception is an EngineError if the structure cannot be honoured. A structure
         whose future is cancelled before its turn is not read.
@@ -107,8 +111,9 @@ class Grammars:
             self._quick.take_turn(client, len(structure.text), partial(_settle, grammar, make))
         return grammar
 
-    def held(self, structure: Structure) -> Grammar:
-        """Find a grammar that somebody holds. Nothing is made, since steps wait for this.
+    def begin_text(self, structure: Structure) -> Grammar:
+        """Find a grammar that somebody holds, for a text that follows it until `end_text`. Nothing
+        is made, since steps wait for this.
 
         Raises:
             InvariantViolation: there is none.
@@ -116,7 +121,27 @@ class Grammars:
         grammar = self._known.get(structure)
         if grammar is None or grammar.structure != structure:
             raise InvariantViolation("a structure's grammar was not prepared")
+        grammar.num_texts += 1
+        grammar.has_grown = True
         return grammar
+
+    def end_text(self, grammar: Grammar) -> None:
+        """Note that a text follows the grammar no longer."""
+        grammar.num_texts -= 1
+        self._shed(grammar)
+
+    def _shed(self, grammar: Grammar) -> None:
+        """Free the states that texts have added to a grammar that is not kept, while requests wait
+        with it: it gets a new start once no text follows it."""
+        if grammar.num_texts or not grammar.has_grown or grammar.structure in self._kept:
+            return
+        held = ref(grammar)
+
+        def shed() -> None:
+            if (grammar := held()) is not None:
+                self.renewed(grammar, grammar.start)
+
+        self._quick.take_turn(grammar.structure.digest, 0, shed)
 
     def renewed(self, grammar: Grammar, worn: LLMatcher) -> "Future[LLMatcher]":
         """Make another start of a grammar whose lexer is used up, beside the steps and once for all
@@ -141,7 +166,7 @@ class Grammars:
             start = self._start_of(grammar.structure, grammar.reading)
         finally:
             with self._lock:
-                grammar.start, grammar.coming = start, None
+                grammar.start, grammar.coming, grammar.has_grown = start, None, False
         return start
 
     def _quickly(
@@ -200,6 +225,7 @@ class Grammars:
             return self._tokens
 
     def _keep(self, grammar: Grammar) -> None:
+        evicted = []
         with self._lock:
             if self._kept.pop(grammar.structure, None) is None:
                 self._num_kept_bytes += grammar.num_bytes
@@ -207,6 +233,9 @@ class Grammars:
             while self._num_kept_bytes > MAX_KEPT_BYTES:
                 _, oldest = self._kept.popitem(last=False)
                 self._num_kept_bytes -= oldest.num_bytes
+                evicted.append(oldest)
+        for oldest in evicted:
+            self._shed(oldest)
 
 
 def _settle(outcome: "Future[T]", make: Callable[[], T | None]) -> None:

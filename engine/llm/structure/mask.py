@@ -103,7 +103,7 @@ class StructureMask:
             return False
         if self._grammars is None:
             raise InvariantViolation("a sequence has a structure, but there are no grammars")
-        grammar = self._grammars.held(structure)
+        grammar = self._grammars.begin_text(structure)
         start = grammar.start
         ends = np.array(sequence.suppressed_token_ids, dtype=np.int64)
         self._progress[sequence.seq_id] = _Progress(
@@ -117,7 +117,9 @@ class StructureMask:
         return True
 
     def remove(self, seq_id: int) -> None:
-        self._progress.pop(seq_id, None)
+        progress = self._progress.pop(seq_id, None)
+        if progress is not None and self._grammars is not None:
+            self._grammars.end_text(progress.grammar)
 
     def edit(self, edits: EditLists, place: int, row: SampleRow) -> None:
         progress = self._progress[row.seq_id]

@@ -172,13 +172,13 @@ def test_whoever_asks_for_one_waits_for_nothing(read_grammars, reader):
     known = made(read_grammars, structure("regex", "b"))
     asked = structure("regex", "slow")
     future = read_grammars.prepare(asked)
-    assert read_grammars.held(known.structure) is known
+    assert read_grammars.begin_text(known.structure) is known
     assert read_grammars.prepare(known.structure).done()
     assert not future.done()
     with pytest.raises(InvariantViolation, match="not prepared"):
-        read_grammars.held(asked)
+        read_grammars.begin_text(asked)
     reader.go_on.set()
-    assert future.result(60) is read_grammars.held(asked)
+    assert future.result(60) is read_grammars.begin_text(asked)
     assert read_grammars.prepare(asked).done()
 
 
@@ -254,7 +254,55 @@ def test_a_grammar_is_renewed_once_for_all_who_ask(grammars, monkeypatch):
     go_on.set()
     assert first.result(60) is grammar.start is not worn
     assert grammars.renewed(grammar, worn).result(0) is grammar.start
-    assert grammars.held(grammar.structure) is grammar
+    assert grammars.begin_text(grammar.structure) is grammar
+
+
+def until_idle(grammars):
+    """Wait for the turns that are queued, and for those that they queue."""
+    for _ in range(2):
+        done = threading.Event()
+        grammars._quick.take_turn("test", 1 << 40, done.set)
+        assert done.wait(60)
+
+
+@pytest.mark.parametrize("is_kept", [False, True])
+def test_what_texts_added_is_freed_while_a_request_waits(grammars, monkeypatch, is_kept):
+    """Two texts follow a grammar, and then nobody; only one that is kept may stay grown."""
+    grammar = made(grammars, structure("regex", "a+"))
+    first = grammar.start
+    kept_bytes = grammar.num_bytes if is_kept else 0
+    monkeypatch.setattr(module, "MAX_KEPT_BYTES", kept_bytes)
+    grammars.prepare(grammar.structure).result(60)
+    for _ in range(2):
+        assert grammars.begin_text(grammar.structure) is grammar
+    grammars.end_text(grammar)
+    until_idle(grammars)
+    assert grammar.start is first, "a text follows it"
+    grammars.end_text(grammar)
+    until_idle(grammars)
+    assert (grammar.start is first) == is_kept
+    later = grammar.start
+    made(grammars, structure("regex", "b+"))  # in whose place the kept one is evicted
+    until_idle(grammars)
+    assert (grammar.start is later) != is_kept, "made again only if it may have grown"
+
+
+def test_a_grammar_that_nobody_waits_with_is_not_made_again(grammars, monkeypatch):
+    monkeypatch.setattr(module, "MAX_KEPT_BYTES", 0)
+    asked = structure("regex", "a+")
+    grammars.prepare(asked).result(60)
+    go_on = threading.Event()
+    grammar = made(grammars, asked)
+    grammars.begin_text(asked)
+    grammars._quick.take_turn("busy", 0, lambda: go_on.wait(60) and None)
+    renewed = []
+    monkeypatch.setattr(grammars, "renewed", lambda *asked: renewed.append(asked))
+    grammars.end_text(grammar)
+    del grammar
+    gc.collect()
+    go_on.set()
+    until_idle(grammars)
+    assert renewed == []
 
 
 def test_those_that_nobody_uses_are_forgotten_beyond_a_bound(grammars, monkeypatch):
