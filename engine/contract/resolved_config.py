@@ -302,5 +302,6 @@ def _max_idle_cached_blocks(
         return 0
     if intent.prefix_cache_memory_gib is not None and block_bytes:
         return min(num_kv_blocks, int(intent.prefix_cache_memory_gib * GIB) // block_bytes)
-    keeps_all = machine.device == "cuda" and block_bytes > 0
-    return num_kv_blocks if keeps_all else max(1, num_kv_blocks // 8)
+    # What other servers computed waits among them until its request begins.
+    keeps_all = machine.device == "cuda" or intent.kv_transfer is not None
+    return num_kv_blocks if keeps_all and block_bytes else max(1, num_kv_blocks // 8)

@@ -155,7 +155,7 @@ class TextSettings(TokenSettings, AdapterSettings):
     prefix_cache_memory_gib: float | None = knob(
         None,
         "Maximum memory for cached blocks that no request uses; by default an eighth of the "
-        "pool's limit on a CPU, no limit on a GPU.",
+        "pool's limit on a CPU, no limit on a GPU or with kv_transfer.",
         ge=0.0,
     )
     kv_store: str | None = knob(

@@ -1,6 +1,7 @@
 """A server for client libraries as their users install them (`make clients`)."""
 
 import json
+import secrets
 
 import pytest
 
@@ -30,8 +31,10 @@ def server(tmp_path_factory, smollm2_checkpoint):
 
 @pytest.fixture
 def fleet(tmp_path, smollm2_checkpoint, monkeypatch):
-    """Two servers of the default text model, which publish what their caches hold; set the
-    environment that says where."""
+    """Two servers of the default text model, which publish what their caches hold and compute
+    prompts for each other; set the environment that says where."""
+    key = tmp_path / "key"
+    key.write_text(secrets.token_hex(32))
     servers, ports = [], []
     for number in range(2):
         ports.append([free_port(), free_port()])
@@ -44,6 +47,8 @@ def fleet(tmp_path, smollm2_checkpoint, monkeypatch):
         }
         options = ("--model", "smollm2-135m-instruct", "--kv-cache-memory-gib", "1")
         options += ("--kv-events-config", json.dumps(config), "--enable-runtime-loading")
+        options += ("--kv-transfer", "127.0.0.1", "--kv-transfer-key", str(key))
+        options += ("--kv-lease-duration", "5")
         servers.append(Server(tmp_path / f"log-{number}", *options))
     for server in servers:
         server.wait_for("/ready")

@@ -1,6 +1,8 @@
-"""Prompts computed by one server and continued by another, through a proxy that does what vLLM's
-does; the default model, as it is served."""
+"""Prompts computed by one server and continued by another; the default model, as it is served. The
+requests are those of vLLM's proxy, `tests/v1/kv_connector/nixl_integration/toy_proxy_server.py`
+there."""
 
+import json
 import os
 import random
 import secrets
@@ -9,6 +11,8 @@ import threading
 
 import httpx
 import pytest
+
+from tests.helpers.served import TEXT_WORK
 
 pytestmark = pytest.mark.e2e
 MODEL = "smollm2-135m-instruct"
@@ -63,7 +67,8 @@ def completion(number_of_words):
 
 def prefill(server, path, body):
     """The body for the server that continues."""
-    first = body | {"kv_transfer_params": FOR_ANOTHER, "stream": False, "max_tokens": 1}
+    first = {name: body[name] for name in body if name not in ("stream_options", "min_tokens")}
+    first |= {"kv_transfer_params": FOR_ANOTHER, "stream": False, "max_tokens": 1}
     if "max_completion_tokens" in body:
         first["max_completion_tokens"] = 1
     params = post(server, path, first)["kv_transfer_params"]
@@ -90,6 +95,42 @@ def test_texts_are_those_of_one_server(prefiller, decoder, make):
         assert decoder.metric("tandem_kv_transfer_fetched_blocks_total") > before
     assert decoder.metric("tandem_kv_transfer_failed_fetches_total") == 0
     prefiller.wait_idle()
+
+
+def events(server, path, body):
+    """The events of a stream."""
+    with httpx.stream("POST", server.url + path, json=body, timeout=60) as answer:
+        assert answer.status_code == 200, answer.read()
+        *found, end = (line.removeprefix("data: ") for line in answer.iter_lines() if line)
+    assert end == "[DONE]"
+    return [json.loads(event) for event in found]
+
+
+@pytest.mark.parametrize("make", [ask, completion])
+def test_streams_are_those_of_one_server(prefiller, decoder, make):
+    path, body = make(random.randint(30, 80))
+    body |= {"min_tokens": 3, "stream": True, "stream_options": {"include_usage": True}}
+    salted = body | {"cache_salt": secrets.token_hex(8)}
+    *expected, _ = (event["choices"] for event in events(decoder, path, salted))
+    *chunks, last = events(decoder, path, prefill(prefiller, path, body))
+    assert [chunk["choices"] for chunk in chunks] == expected
+    usage = last["usage"]
+    num_full = (usage["prompt_tokens"] - 1) // 16 * 16
+    assert usage["prompt_tokens_details"]["cached_tokens"] >= num_full > 0
+
+
+@pytest.mark.parametrize("make", [ask, completion])
+def test_a_client_that_leaves_holds_nothing(prefiller, decoder, make):
+    path, body = make(random.randint(30, 80))
+    body |= {"stream": True, "max_tokens": 400, "ignore_eos": True}
+    fetched = decoder.metric("tandem_kv_transfer_fetched_blocks_total")
+    decoder.abandon(
+        path,
+        lambda: decoder.metric("tandem_kv_transfer_fetched_blocks_total") > fetched,
+        json=prefill(prefiller, path, body),
+    )
+    for one in (prefiller, decoder):
+        one.wait_idle([*TEXT_WORK, "kv_transfer_lent_blocks"])
 
 
 def test_what_nobody_fetches_is_given_back(prefiller):

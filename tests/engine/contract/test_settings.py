@@ -1,5 +1,6 @@
 """The operator's settings, and what they are resolved to."""
 
+import random
 from dataclasses import fields, replace
 
 import pytest
@@ -198,6 +199,16 @@ def test_a_gpu_keeps_adapters_in_the_models_type():
     words = "int8, which works only on a CPU, and the model is on cuda"
     with pytest.raises(ModelLoadError, match=words):
         EngineConfig(lora_dtype="int8").has_packed_adapters("cuda", "gguf")
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "part"),
+    [({}, "cpu", 8), ({}, "cuda", 1), ({"kv_transfer": "127.0.0.1"}, "cpu", 1)],
+)
+def test_idle_cached_blocks_fill_the_pool_unless_its_memory_is_shared(asked, device, part):
+    blocks = random.randint(100, 1000)
+    resolved = resolve(EngineConfig(num_kv_blocks=blocks, **asked), MODEL, on(device))
+    assert resolved.max_idle_cached_blocks == blocks // part
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
