@@ -59,9 +59,9 @@ def _soak(run: Mapping[str, Any]) -> str:
     manners = ", ".join(f"{run['manners'].get(name, 0)} {text}" for name, text in _MANNERS.items())
     changes = ", ".join(f"{count} `{name}`" for name, count in sorted(run["changes"].items()))
     parts = [
-        f"Seed {run['seed']}, {run['seconds'] / 60:.0f} minutes, of which the run was suspended for "
-        f"{_suspended_s(run) / 60:.0f} because of other work on the machine, {run['users']} users, "
-        f"a quiet point every {run['lap_s']:g} s, {sum(run['manners'].values())} requests, "
+        f"Seed {run['seed']}, {run['seconds'] / 60:.0f} minutes, of which the run was suspended "
+        f"for {_suspended_s(run) / 60:.0f} because of other work on the machine, {run['users']} "
+        f"users, a quiet point every {run['lap_s']:g} s, {sum(run['manners'].values())} requests, "
         f"**{run['num_problems']} problems** ({version(run)}).",
         table(["kind of request", "answers compared"], compared, num_text_columns=1),
         f"Answers: {manners}. Calls of the operator's routes: {changes}.",
