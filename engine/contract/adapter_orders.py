@@ -73,7 +73,7 @@ class ServedAdapters(Protocol):
         ...
 
     def load(self, order: AdapterOrder, answer: Answer) -> None:
-        """Begin to load an adapter while steps go on."""
+        """Begin to load an adapter while steps continue."""
         ...
 
     def unload(self, name: str, answer: Answer) -> None:

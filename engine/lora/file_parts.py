@@ -73,7 +73,7 @@ def check_fits(wrong: Sequence[str]) -> None:
 
 
 def report_of(num_layers: int, ranks: set[int], left_out: Sequence[str]) -> AdapterReport:
-    """The report for whoever asked for an adapter."""
+    """The report for the client that asked for an adapter."""
     return AdapterReport(
         num_layers=num_layers,
         ranks=tuple(sorted(ranks)),

@@ -162,7 +162,7 @@ class Adapter:
 
     @property
     def report(self) -> AdapterReport:
-        """The report for whoever asked for the adapter."""
+        """The report for the client that asked for the adapter."""
         ranks = {update.rank for update in self.updates.values()}
         return report_of(len(self.updates) + len(self.copies), ranks, self.left_out)
 

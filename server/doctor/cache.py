@@ -12,7 +12,8 @@ from server.doctor.finding import Finding
 _OPERATIONS_BYTES = 128 << 20
 """Room for compiled operations and what the compiler writes for them."""
 _COPIES = 3
-"""A built-in model is there so many times while it is fetched: downloaded, checked, unpacked."""
+"""The number of copies of a built-in model on the disk while it is fetched: downloaded, checked,
+unpacked."""
 _ELSEWHERE = "tandem serve --cache-dir FOLDER, with a folder that {}"
 
 

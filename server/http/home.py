@@ -11,7 +11,7 @@ one."""
 
 
 def fresh_digits(number: int) -> str:
-    """So many random hexadecimal digits, which nobody can guess; the last ones are the server's
-    name."""
+    """The number of random hexadecimal digits, enough that no id can be guessed; the last ones are
+    the server's name."""
     home = HOME.get()
     return secrets.token_hex(number // 2)[: number - len(home)] + home

@@ -2,8 +2,8 @@
 
 A step with drafts may have a size that is not recorded yet, use caches less well, or take longer in
 ways that a sum over its rows does not show. After a wrong draft, a recurrent state must read some
-tokens again. So a step's time is compared with the expected time of the same step without either,
-and the difference is charged to the rows of drafts.
+tokens again. A step's time is therefore compared with the expected time of the same step without
+either, and the difference is charged to the rows of drafts.
 """
 
 _PRIOR = 0.2

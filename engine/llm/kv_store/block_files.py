@@ -37,8 +37,8 @@ class BlockFiles:
     writes.
 
     Args:
-        max_bytes: the most bytes of the files, whoever wrote them. Each of two servers may exceed
-            it by an eighth.
+        max_bytes: the most bytes of the files, of all writers together. Each of two servers may
+            exceed it by an eighth.
 
     Raises:
         ModelLoadError: the folder cannot be made or written.

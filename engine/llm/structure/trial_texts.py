@@ -1,4 +1,4 @@
-"""Tries a grammar out on the beginnings of some texts that it allows.
+"""Tries out a grammar on the first tokens of some texts that it allows.
 
 Many structures compile but then cannot be followed: a thousand objects that begin alike, or
 hundreds of optional properties, are more than llguidance can track. Most show it within a few
