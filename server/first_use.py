@@ -56,7 +56,7 @@ class FirstUse:
     async def find(self, operation: Operation[Any, Any, InfoT], name: str | None) -> InfoT:
         """The ready model of that id that offers the operation, as `server.catalog.find_offering`
         finds it. A model that is offered on first use is loaded first. A waiting request may be
-        cancelled: the load goes on.
+        cancelled: the load continues.
 
         Raises:
             ModelNotReady: the default model could not be loaded, and why.

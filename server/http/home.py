@@ -1,5 +1,5 @@
-"""Ids of what a server keeps. They end with its name if it has others beside it behind one address:
-who is asked for such an id can find the server that has made it.
+"""Ids of things that a server keeps. If several servers share an address, ids end with the server's
+name: any of them that gets a request for such an id can find the server that made it.
 """
 
 import secrets

@@ -51,7 +51,7 @@ class Lifecycle:
         self._clock = clock
         self._drain_deadline: float | None = None
         self.cut_short = False
-        """Somebody does not want to wait: the server ends without finishing anything."""
+        """Set if the drain is cut short: the server ends without finishing anything."""
 
     @property
     def draining(self) -> bool:

@@ -87,7 +87,7 @@ class RecurrentPool:
         """Recount slowly, between two steps.
 
         Raises:
-            InvariantViolation: a slot is lost or has a false owner.
+            InvariantViolation: a slot is lost or has a wrong owner.
         """
         self._slots.cache.check_invariants()
         check(not self._read, "a step was made, but not decided")

@@ -12,7 +12,7 @@ _MEMORY = 32
 """The number of steps with drafts after which an old one weighs 1 / e."""
 _PATIENCE = 256
 """The number of steps without drafts after which everything weighs 1 / e, so that drafts that were
-too dear get another chance."""
+too expensive get another chance."""
 _LEAST, _MOST = 0.5, 20.0
 _FARTHEST = 3.0
 """Excess time beyond this many times the plain duration has other causes, and is not counted."""

@@ -6,8 +6,8 @@ al. 2024, arXiv:2403.02310, but by measured times instead of a number of tokens)
 nobody takes as many tokens as it may.
 
 The target is `max_step_ms`, or `max_step_ratio` times the step that the same sequences will take
-once all of them decode. Everybody will soon see that pace, so it is the measure of how much waiting
-is noticed. Such a target does not depend on the machine's speed.
+once all of them decode. All clients will soon get that pace, so it decides how much waiting is
+noticed. Such a target does not depend on the machine's speed.
 """
 
 import math

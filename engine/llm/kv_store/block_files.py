@@ -80,7 +80,7 @@ class BlockFiles:
                     os.utime(path, (used_s, used_s))
 
     def read(self, key: bytes, num_bytes: int) -> memoryview | None:
-        """Read a block of this many bytes. None if there is none; a false file is removed."""
+        """Read a block of this many bytes. None if there is none; an invalid file is removed."""
         path = self._path(key)
         data = bytearray(_HEADER.size + num_bytes)
         try:

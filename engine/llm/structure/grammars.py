@@ -1,4 +1,5 @@
-"""Makes the grammars of requested structures in threads, and keeps them while there is room."""
+"""Makes the grammars of requested structures in threads, and keeps them within a limit of
+memory."""
 
 import contextlib
 import threading
@@ -78,7 +79,7 @@ class Grammars:
         self._lock = threading.Lock()
         """Guards the fields below; nothing is made while it is held."""
         self._known: WeakValueDictionary[Structure, Grammar] = WeakValueDictionary()
-        """The grammars that are kept or held by somebody."""
+        """The grammars that are kept or held by a request."""
         self._kept: OrderedDict[Structure, Grammar] = OrderedDict()
         """The kept grammars; the one that was requested last is the last."""
         self._num_kept_bytes = 0
@@ -91,7 +92,7 @@ class Grammars:
             self._quick.take_turn("", 0, partial(_settle, Future[TokenTable](), self._warm_up))
 
     def prepare(self, structure: Structure, client: str = "") -> "Future[Grammar]":
-        """Make a grammar, unless it exists. While somebody holds it, `held` finds it at once.
+        """Make a grammar, unless it exists. While it is held, `held` finds it at once.
 
         The future's exception is an EngineError if the structure cannot be honoured. A structure
         whose future is cancelled before its turn is not read.
@@ -108,7 +109,7 @@ class Grammars:
         return grammar
 
     def held(self, structure: Structure) -> Grammar:
-        """Find a grammar that somebody holds. Nothing is made, since steps wait for this.
+        """Find a grammar that is held. Nothing is made, since steps wait for this.
 
         Raises:
             InvariantViolation: there is none.

@@ -84,7 +84,7 @@ class Reader:
         """What children are reading, by the end of a pipe that closes when the child ends."""
 
     def run(self) -> None:
-        """Serve until nobody can send an order any more."""
+        """Serve until no order can arrive any more."""
         with selectors.DefaultSelector() as selector:
             selector.register(self._orders, selectors.EVENT_READ)
             while True:
