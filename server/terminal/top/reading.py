@@ -37,7 +37,7 @@ class Reading:
         time_s: a clock that never goes back.
         phase: the server's phase.
         models: the states of `/ready`.
-        requests: the requests in work, oldest first; with keys, only those of our key.
+        requests: the running requests, oldest first; with keys, only those of our key.
         samples: numbers of `/metrics`.
     """
 
