@@ -218,8 +218,8 @@ class DiffusionEngine:
         return {name for request in requests for name in request.adapter_names}
 
     def _admit(self) -> list[ImageEvent]:
-        """Prepare waiting requests in their order, as long as there is room, and only for so short
-        a time that running ones are not held up for long."""
+        """Prepare waiting requests in their order, as long as images fit, and only for so short a
+        time that running ones are not held up for long."""
         events: list[ImageEvent] = []
         most_s = max(_ADMIT_S, _ADMIT_SHARE_OF_STEP * self._step_time_s)
         until_s = time.perf_counter() + most_s

@@ -28,7 +28,7 @@ def read_parts(
     headers: Mapping[str, TensorHeader],
     split: Callable[[str], tuple[str, str] | None],
 ) -> dict[str, dict[str, Part]]:
-    """Sort a file's tensors by their layers' names, and by the parts of a layer.
+    """Group a file's tensors by their layers' names, and by the parts of a layer.
 
     Args:
         split: returns the layer's name and the part of a tensor, or None if it knows no such part.

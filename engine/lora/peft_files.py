@@ -78,7 +78,7 @@ class ModelShapes:
 
 
 class Need(NamedTuple):
-    """The room that an adapter needs for one layer."""
+    """The memory that an adapter needs for one layer."""
 
     rank: int
     is_gated: bool

@@ -25,7 +25,7 @@ class Watchdog:
     """Watches one worker, from its start to its end.
 
     Args:
-        worker_timeout_s: how long a process or a loop may stand still.
+        worker_timeout_s: how long a process or a loop may be stuck.
         step_timeout_s: how long steps may have no result.
     """
 

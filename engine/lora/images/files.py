@@ -178,7 +178,7 @@ def read_changes(
 
 
 def _module_name(name: str) -> str:
-    """Undo old diffusers' naming, which puts attention's adapters into processors."""
+    """Undo old diffusers' naming, which puts adapters of attention into its processors."""
     return name.replace(".processor.", ".")
 
 
