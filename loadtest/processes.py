@@ -74,41 +74,44 @@ def pss_bytes(pid: int) -> int:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), 0)
 
 
-def tree_pss_bytes(roots: Iterable[int]) -> int:
-    """PSS of the trees together; a page shared between them counts once."""
-    return sum(pss_bytes(stat.pid) for stat in process_trees(roots))
-
-
 @dataclass(slots=True)
 class MemoryWatch:
-    """Measures the PSS of some process trees repeatedly; keeps the largest and the last."""
+    """Measures the PSS of some process trees repeatedly; keeps the largest and the last. Pages that
+    processes share count once."""
 
     roots: tuple[int, ...]
     peak_bytes: int = 0
     last_bytes: int = 0
+    peak_below_bytes: int = 0
+    """The largest PSS of the trees without their roots."""
     num_measured: int = 0
 
     def measure(self) -> None:
-        self.last_bytes = tree_pss_bytes(self.roots)
+        sizes = {stat.pid: pss_bytes(stat.pid) for stat in process_trees(self.roots)}
+        self.last_bytes = sum(sizes.values())
         self.peak_bytes = max(self.peak_bytes, self.last_bytes)
+        below = sum(size for pid, size in sizes.items() if pid not in self.roots)
+        self.peak_below_bytes = max(self.peak_below_bytes, below)
         self.num_measured += 1
 
     @contextlib.asynccontextmanager
-    async def watching(self, interval_s: float = 2.0) -> AsyncIterator[None]:
+    async def watching(
+        self, interval_s: float = 2.0, most_share: float = 0.01
+    ) -> AsyncIterator[None]:
         """Measure in the background, and at the end.
 
         Raises ValueError for a root that does not exist, before anything is measured.
 
         The kernel walks the page tables of every process for this, about ten milliseconds per GiB.
-        So it runs in a thread, to delay no time stamp, and seldom enough to take less than 1 % of a
-        core, so that servers with much memory are not slowed more than others.
+        So it runs in a thread, to delay no time stamp, and seldom enough to take less than
+        `most_share` of a core, so that servers with much memory are not slowed more than others.
         """
         for pid in self.roots:
             if ProcessStat.read(pid) is None:
                 raise ValueError(f"there is no process {pid} to watch")
         task = None
         if self.roots:
-            task = asyncio.create_task(self._repeat(interval_s))
+            task = asyncio.create_task(self._repeat(interval_s, most_share))
         try:
             yield
         finally:
@@ -118,11 +121,11 @@ class MemoryWatch:
                     await task
                 self.measure()
 
-    async def _repeat(self, interval_s: float) -> None:
+    async def _repeat(self, interval_s: float, most_share: float) -> None:
         while True:
             started = time.perf_counter()
             await asyncio.to_thread(self.measure)
-            await asyncio.sleep(max(interval_s, 100 * (time.perf_counter() - started)))
+            await asyncio.sleep(max(interval_s, (time.perf_counter() - started) / most_share))
 
     def to_json(self) -> dict[str, float] | None:
         if not self.num_measured:

@@ -29,14 +29,14 @@ from loadtest.plan import (
     some_servers,
 )
 from loadtest.plan_file import load_yaml
-from loadtest.processes import process_trees, pss_bytes
+from loadtest.processes import MemoryWatch
 from loadtest.prompts import story_prompt
 from loadtest.session import Session
 from loadtest.sse import EventParser
 
 _PLAN_KEYS = {"label", "variables", "models", "users", "seconds", "budget_mib", "servers"}
 _POLL_S = 0.1
-_PSS_PAUSE_S = 0.5
+_PSS_PAUSE_S, _PSS_SHARE = 0.5, 0.1
 _TIMEOUT_S = 300.0
 _ORDERS_PER_MODEL = 4
 _PATHS = {
@@ -200,16 +200,17 @@ class Swapper:
     ) -> SwapRun:
         """Ask at random for some time. `pid`: the server, whose memory is measured."""
         self._run, self._loaded = SwapRun(), await self._look()
-        watches = [asyncio.create_task(self._watch())]
-        if pid is not None:
-            watches.append(asyncio.create_task(self._measure_memory(pid)))
+        watch = asyncio.create_task(self._watch())
+        memory = MemoryWatch(() if pid is None else (pid,))
         end, seeds = time.monotonic() + seconds, [rng.randrange(2**40) for _ in range(users)]
         try:
-            await asyncio.gather(*(self._user(random.Random(seed), end) for seed in seeds))
+            async with memory.watching(_PSS_PAUSE_S, _PSS_SHARE):
+                await asyncio.gather(*(self._user(random.Random(seed), end) for seed in seeds))
         finally:
-            for watch in watches:
-                watch.cancel()
-            await asyncio.gather(*watches, return_exceptions=True)
+            watch.cancel()
+            await asyncio.gather(watch, return_exceptions=True)
+        self._run.peak_mib = memory.peak_bytes / 2**20
+        self._run.peak_models_mib = memory.peak_below_bytes / 2**20
         return self._run
 
     async def _user(self, rng: random.Random, end: float) -> None:
@@ -281,17 +282,3 @@ class Swapper:
         await self._statuses.send(request, lambda _, piece, at: pieces.append(piece))
         models = json.loads(b"".join(pieces))["data"]
         return {one["id"] for one in models if one["status"]["value"] == "loaded"}
-
-    async def _measure_memory(self, pid: int) -> None:
-        """Keep the largest PSS of all the server's processes, and of all but the first."""
-        while True:
-            sizes = await asyncio.to_thread(_sizes, pid)
-            everything = sum(sizes.values()) / 2**20
-            self._run.peak_mib = max(self._run.peak_mib, everything)
-            models = everything - sizes.get(pid, 0) / 2**20
-            self._run.peak_models_mib = max(self._run.peak_models_mib, models)
-            await asyncio.sleep(_PSS_PAUSE_S)
-
-
-def _sizes(root: int) -> dict[int, int]:
-    return {stat.pid: pss_bytes(stat.pid) for stat in process_trees([root])}

@@ -28,7 +28,8 @@ class ModelFacts:
     weight_bytes: int
     """The bytes of the weights and of the states of pictures that are kept."""
     step_bytes: int = 0
-    """The bytes of activations and graphs of the largest step; 0 until measured, and on a CPU."""
+    """The bytes of activations and graphs of the largest step, and on a CPU also of structures; 0
+    until they are known."""
     kv_windows: tuple[int | None, ...] = (None,)
     """The window of each layer group (`engine.contract.kv_layout`)."""
     recurrent_bytes: int = 0
@@ -290,8 +291,8 @@ def pool_bytes(intent: TextSettings, model: ModelFacts, machine: MachineFacts) -
         usable = int(machine.free_memory_bytes * intent.gpu_memory_utilization)
         usable //= intent.num_sharing
         return max(0, usable - model.weight_bytes - model.step_bytes)
-    left = max(0, min(4 * GIB, (machine.free_memory_bytes - model.weight_bytes) // 2))
-    return left // intent.num_sharing
+    left = machine.free_memory_bytes - model.weight_bytes - model.step_bytes
+    return max(0, min(4 * GIB, left // 2)) // intent.num_sharing
 
 
 def _max_idle_cached_blocks(

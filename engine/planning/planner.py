@@ -13,7 +13,7 @@ from engine.contract.resolved_config import MachineFacts
 from engine.contract.status import Phase
 from engine.errors import UnsupportedFeature
 from engine.planning.chips import CHIPS, Chip, chip_named
-from engine.planning.process_bytes import CONTEXT_BYTES, HOST_BYTES
+from engine.planning.process_bytes import CONTEXT_BYTES, PROCESSES
 from engine.planning.report import PlanReport, Target
 from engine.planning.this_cpu import this_cpu
 from engine.processes.telling_host import TellingHost
@@ -80,7 +80,7 @@ def _here(kind: Kind, order: PlanningOrder, host: TellingHost) -> Target:
             build_operations(host)
             limit_threads(order.config.num_threads or machine.num_cores)
             chip = this_cpu(machine.free_memory_bytes)
-        title, taken = cpu_name(), HOST_BYTES[kind.name]
+        title, taken = cpu_name(), PROCESSES[kind.name].total_bytes
     else:
         title, taken = torch.cuda.get_device_name(), CONTEXT_BYTES
         chip = next((one for one in CHIPS.values() if one.title == title), None)

@@ -4,7 +4,7 @@ from engine.contract.resolved_config import MachineFacts
 from engine.contract.text_settings import TextSettings
 from engine.errors import EngineError
 from engine.planning.plain_text import plan_table
-from engine.planning.process_bytes import CONTEXT_BYTES, HOST_BYTES
+from engine.planning.process_bytes import CONTEXT_BYTES, PROCESSES
 from engine.planning.report import Target
 from engine.planning.text import plan
 from engine.weights.source import Checkpoint
@@ -24,7 +24,7 @@ def shortage_hint(
     is_cpu = machine.device == "cpu"
     target = Target(
         machine=machine,
-        process_bytes=HOST_BYTES["text"] if is_cpu else CONTEXT_BYTES,
+        process_bytes=PROCESSES["text"].total_bytes if is_cpu else CONTEXT_BYTES,
         device="this machine" if is_cpu else "this GPU",
         context=min(intent.max_model_len or _CONTEXT, longest),
     )

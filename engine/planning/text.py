@@ -23,6 +23,7 @@ from engine.planning.chips import Chip
 from engine.planning.draft import DraftPlan, plan_draft
 from engine.planning.facts import text_facts
 from engine.planning.mixture import Mixture, expert_bytes
+from engine.planning.process_bytes import structure_bytes
 from engine.planning.report import AdapterFacts, ExpertFacts, PlanReport, PlanRow, Target
 from engine.planning.step_bytes import step_bytes
 from engine.runtime.device import torch_dtype
@@ -141,7 +142,8 @@ def _row(
     # Every text that runs has a place for its recurrent states, which count as weights.
     texts = max(intent.max_num_seqs, target.concurrency)
     of_texts = replace(intent, max_num_seqs=texts)
-    facts = replace(text_facts(kept, config, of_texts), step_bytes=step)
+    structures = structure_bytes(config.vocab_size) if target.machine.device == "cpu" else 0
+    facts = replace(text_facts(kept, config, of_texts), step_bytes=step + structures)
     if draft is not None:
         facts = draft.with_cache(intent).beside(facts)
     machine = target.machine
@@ -153,7 +155,7 @@ def _row(
     kv = target.concurrency * blocks_of_text * block_bytes
     # Adapters count as weights, as when an engine sizes the pool.
     held = replace(facts, weight_bytes=facts.weight_bytes + adapter_bytes)
-    left = usable - held.weight_bytes - step
+    left = usable - held.weight_bytes - held.step_bytes
     if block_bytes:
         max_tokens = max(0, left) // block_bytes * context // blocks_of_text
     else:  # no layer attends
@@ -178,7 +180,7 @@ def _row(
         kv_bytes=kv,
         adapter_bytes=adapter_bytes,
         step_bytes=step,
-        process_bytes=target.process_bytes * intent.tensor_parallel_size,
+        process_bytes=target.process_bytes * intent.tensor_parallel_size + structures,
         fits=kv <= left,
         max_tokens=max_tokens,
         decode_tokens_per_s=speeds.decode(chip, target.concurrency, context) if chip else None,

@@ -4,7 +4,7 @@ One arbiter lives in the server process and knows a budget per device; workers a
 messages before they allocate, when they load and when they serve. It grants or refuses.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from engine.errors import InsufficientMemory
@@ -14,6 +14,7 @@ PROCESS = "process"
 """The purpose of what a worker takes beside its model."""
 _PROCESS_ID = -1
 """The number of a sleeping process's reservation; those of owners begin at 0."""
+_ASIDE_ID = -2
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,22 +45,31 @@ class MemoryArbiter:
     Args:
         most_bytes: the largest budget of a device; None is all of its memory.
 
-    Invariant: the memory held on a device is at most its budget.
+    Invariant: the memory held on a device, and what its owners share, is at most its budget.
     """
 
     def __init__(self, most_bytes: int | None = None) -> None:
         self._most_bytes = most_bytes
         self._budgets: dict[str, int] = {}
         self._held: dict[tuple[str, int], Reservation] = {}
+        self._aside: dict[tuple[str, str], Reservation] = {}
+        """What is kept for what an owner will ask for, by owner and device."""
+        self._shared: dict[str, int] = {}
         self._suspended: dict[str, list[Reservation]] = {}
         """What the owners that sleep held before."""
 
-    def ensure_budget(self, device: str, capacity_bytes: int) -> None:
+    def ensure_budget(self, device: str, capacity_bytes: int, shared_bytes: int = 0) -> None:
         """Set the budget to the free memory that was seen, unless memory of the device is held
-        already: only before that is all of its memory seen."""
+        already: only before that is all of its memory seen.
+
+        Args:
+            shared_bytes: the memory of files that an owner shares with all others. It is taken from
+                the budget once, as much as the largest owner has.
+        """
         if self.held(device) == 0:
             most = capacity_bytes if self._most_bytes is None else self._most_bytes
             self._budgets[device] = min(capacity_bytes, most)
+        self._shared[device] = max(shared_bytes, self._shared.get(device, 0))
 
     def held(self, device: str, owner: str | None = None, purpose: str | None = None) -> int:
         """Return the bytes that are held on a device, by one owner or by all, for one purpose or
@@ -70,13 +80,15 @@ class MemoryArbiter:
             if owner in (None, r.owner) and purpose in (None, r.purpose)
         )
 
-    def free(self, device: str) -> int:
-        """Return the bytes of the budget that nobody holds."""
-        return self._budgets.get(device, 0) - self.held(device)
+    def free(self, device: str, owner: str | None = None) -> int:
+        """Return the bytes that an owner can get: those that nobody holds, and what is set aside
+        for it."""
+        aside = self._aside.get((owner, device)) if owner is not None else None
+        return self.lendable(device) - self.held(device) + (0 if aside is None else aside.num_bytes)
 
-    def budget(self, device: str) -> int:
+    def lendable(self, device: str) -> int:
         """Return the bytes that all owners together may hold on a device."""
-        return self._budgets.get(device, 0)
+        return self._budgets.get(device, 0) - self._shared.get(device, 0)
 
     def held_by(self, owner: str) -> dict[str, int]:
         """Return the bytes that an owner holds on each device where it holds any."""
@@ -99,7 +111,7 @@ class MemoryArbiter:
         Raises:
             InsufficientMemory: the message lists all holders and says how much is missing.
         """
-        free = self.free(device)
+        free = self.free(device, owner)
         if num_bytes > free:
             holders = ", ".join(
                 f"{r.owner} {r.purpose} {r.num_bytes // MIB} MiB" for r in self._on(device)
@@ -110,6 +122,21 @@ class MemoryArbiter:
                 f"lower kv_cache_memory_gib or max_model_len, or serve fewer models"
             )
         self._held[owner, id] = Reservation(owner, id, device, purpose, num_bytes)
+        if (aside := self._aside.pop((owner, device), None)) is not None:
+            self._keep_aside(replace(aside, num_bytes=aside.num_bytes - num_bytes))
+
+    def set_aside(self, owner: str, device: str, num_bytes: int) -> None:
+        """Keep free memory for what an owner will ask for, until `end_aside`, so that nobody else
+        gets it meanwhile."""
+        self._keep_aside(Reservation(owner, _ASIDE_ID, device, "start", num_bytes))
+
+    def end_aside(self, owner: str) -> None:
+        """Keep nothing more for an owner than it holds."""
+        self._aside = {key: r for key, r in self._aside.items() if r.owner != owner}
+
+    def _keep_aside(self, aside: Reservation) -> None:
+        if aside.num_bytes > 0:
+            self._aside[aside.owner, aside.device] = aside
 
     def release(self, owner: str, id: int) -> None:
         """Give one reservation back; one that is not held is ignored."""
@@ -118,6 +145,7 @@ class MemoryArbiter:
     def release_all(self, owner: str) -> None:
         """Give back everything that `owner` holds."""
         self._held = {key: r for key, r in self._held.items() if r.owner != owner}
+        self.end_aside(owner)
         self._suspended.pop(owner, None)
 
     def suspend(self, owner: str, device: str, process_bytes: int) -> bool:
@@ -145,7 +173,7 @@ class MemoryArbiter:
         return True
 
     def _on(self, device: str) -> list[Reservation]:
-        return [r for r in self._held.values() if r.device == device]
+        return [r for r in (*self._held.values(), *self._aside.values()) if r.device == device]
 
 
 def available_host_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int:

@@ -27,7 +27,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import structlog
 import torch
 
@@ -107,9 +106,7 @@ class PanelFile:
         if label != _label(form, out_features, in_features):
             return None
         self._num_taken += 1
-        shape = -(-out_features // LANES), form.panel_bytes(in_features)
-        data = self._known.memory[first : first + math.prod(shape)].view(shape)
-        return data if self._known.has_large_pages else data.clone()
+        return self._known.panels(first, (-(-out_features // LANES), form.panel_bytes(in_features)))
 
     def _forget(self) -> None:
         self._known = None
@@ -170,27 +167,39 @@ class _Known:
 
     listed: list[tuple[list[Any], int]]
     """The label and first byte of each."""
-    memory: torch.Tensor
-    """The mapped file."""
+    file: mmap.mmap
     has_large_pages: bool
     """Whether the kernel maps it in large pages. With small ones a step takes a tenth longer, so
     the panels are copied then."""
+
+    def panels(self, first: int, shape: tuple[int, int]) -> torch.Tensor:
+        """The panels that begin at that byte."""
+        size = math.prod(shape)
+        mapped = torch.frombuffer(self.file, dtype=torch.uint8, count=size, offset=first)
+        if self.has_large_pages:
+            return mapped.view(shape)
+        copied = mapped.clone().view(shape)
+        self.file.madvise(mmap.MADV_DONTNEED, first, size)  # else both would take memory
+        return copied
 
 
 def _read(path: Path) -> _Known | None:
     """Map a file; None if there is no whole one."""
     try:
-        # Copy-on-write, since torch asks for memory that it may write to; nobody does.
-        array = np.memmap(path, np.uint8, "c")
-        end = len(array) - _LENGTH_BYTES - len(_END)
-        length = int.from_bytes(array[end : end + _LENGTH_BYTES].tobytes(), "little")
-        if array[-len(_END) :].tobytes() != _END or length > end:
+        with path.open("rb") as opened:
+            # Copy-on-write, since torch asks for memory that it may write to; nobody does.
+            file = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
+        end = len(file) - _LENGTH_BYTES - len(_END)
+        length = int.from_bytes(file[end : end + _LENGTH_BYTES], "little")
+        if file[-len(_END) :] != _END or length > end:
             return None
-        read = json.loads(array[end - length : end].tobytes())
+        read = json.loads(file[end - length : end])
         listed = [(label, int(first)) for label, first in read]
         os.utime(path)
-        memory = torch.from_numpy(array)
-        return _Known(listed, memory, are_pages_large(memory))
+        is_large = are_pages_large(torch.frombuffer(file, dtype=torch.uint8))
+        if not is_large:  # looking has mapped all of it
+            file.madvise(mmap.MADV_DONTNEED)
+        return _Known(listed, file, is_large)
     except (OSError, ValueError, TypeError):
         return None
 

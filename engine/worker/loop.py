@@ -38,7 +38,7 @@ from engine.errors import (
     InternalError,
     UnsupportedFeature,
 )
-from engine.planning.process_bytes import HOST_BYTES
+from engine.planning.process_bytes import PROCESSES, SMALLEST
 from engine.processes.logs import configure_logging
 from engine.processes.pulse import Pulse, send_pulses
 from engine.runtime.fault import answer_for
@@ -139,14 +139,24 @@ class Link:
         """
         return self.borrow(device, purpose, num_bytes, capacity_bytes).free_bytes
 
-    def borrow(self, device: str, purpose: str, num_bytes: int, capacity_bytes: int) -> Grant:
+    def borrow(
+        self,
+        device: str,
+        purpose: str,
+        num_bytes: int,
+        capacity_bytes: int,
+        shared_bytes: int = 0,
+    ) -> Grant:
         """Ask the arbiter for memory, also while serving; other messages keep their order.
+
+        Args:
+            shared_bytes: what is taken in addition and shared with all other workers.
 
         Raises:
             InsufficientMemory: as in `reserve`.
         """
         id = next(self._ids)
-        self.send(messages.Reserve(id, device, purpose, num_bytes, capacity_bytes))
+        self.send(messages.Reserve(id, device, purpose, num_bytes, capacity_bytes, shared_bytes))
         while True:
             match answer := self._next():
                 case messages.Granted(id=answered, free_bytes=free_bytes) if answered == id:
@@ -374,16 +384,10 @@ class Loop:
 
 def load(spec: messages.WorkerSpec, link: Link) -> tuple[AnyEngine, Info]:
     """Fetch and load the model, reporting each phase."""
-    # Importing torch takes a second, so the server is told "starting" before that.
-    from engine.runtime.device import choose_cpu_isa, choose_device, num_usable_cores
     from engine.weights.adapter_source import resolve_adapter, with_adapters_here
     from engine.weights.digest import PendingDigest
     from engine.weights.source import resolve_source
-    from kernels.cache_folder import use_cache_folder
 
-    use_cache_folder(Path(spec.cache_dir) / "kernels")
-
-    choose_cpu_isa(spec.cpu_isa)
     tell = partial(link.report, Phase.DOWNLOADING)
     cache_dir = Path(spec.cache_dir)
     fetch = partial(resolve_source, cache_dir=cache_dir, offline=spec.offline, on_progress=tell)
@@ -391,6 +395,17 @@ def load(spec: messages.WorkerSpec, link: Link) -> tuple[AnyEngine, Info]:
         resolve_adapter, cache_dir=cache_dir, offline=spec.offline, on_progress=tell
     )
     checkpoint = fetch(spec.ref)
+    # Importing torch takes a second and most of a process's memory, so the server is told
+    # "starting" and asked for memory before that.
+    process = None if spec.config.device.startswith("cuda") else reserve_process(link)
+    from engine.runtime.device import choose_cpu_isa, choose_device, num_usable_cores
+    from kernels.cache_folder import use_cache_folder
+
+    use_cache_folder(Path(spec.cache_dir) / "kernels")
+    choose_cpu_isa(spec.cpu_isa)
+    if process is not None and choose_device(spec.config.device) != "cpu":
+        link.give_back(process)
+        process = None
     kind = kind_of_checkpoint(checkpoint, spec.config.kind)
     if kind.has_text_side:
         link.send(messages.Found(str(checkpoint.path)))
@@ -398,8 +413,8 @@ def load(spec: messages.WorkerSpec, link: Link) -> tuple[AnyEngine, Info]:
     config = config.with_share_of(num_usable_cores())
     config = with_fetched(config, kind, fetch)
     link.report(Phase.LOADING, 0.0, kind=kind.name)
-    if choose_device(spec.config.device) == "cpu":
-        reserve_process(kind.name, link)
+    if process is not None:
+        reserve_process(link, kind.name)
     digest = PendingDigest(checkpoint, cache_dir / "digests")
     engine: AnyEngine
     info: Info
@@ -419,14 +434,18 @@ def load(spec: messages.WorkerSpec, link: Link) -> tuple[AnyEngine, Info]:
     return engine, info
 
 
-def reserve_process(kind: str, link: Link) -> None:
-    """Ask for the memory that a worker takes beside its model. A part of it is taken already.
+def reserve_process(link: Link, kind: str | None = None) -> Grant:
+    """Ask for the memory that a worker takes beside its model: before the kind is known, as much as
+    the smallest one takes; then what that kind takes in addition.
 
     Raises:
         InsufficientMemory: there is too little.
     """
-    num_bytes = HOST_BYTES.get(kind, HOST_BYTES["text"])
-    link.reserve("cpu", PROCESS, num_bytes, available_host_memory() + private_bytes())
+    least = PROCESSES[SMALLEST]
+    process = least if kind is None else PROCESSES.get(kind, least)
+    num_bytes = process.own_bytes - (0 if kind is None else least.own_bytes)
+    capacity = available_host_memory() + private_bytes()
+    return link.borrow("cpu", PROCESS, num_bytes, capacity, process.library_bytes)
 
 
 def serve(spec: messages.WorkerSpec) -> int:

@@ -41,10 +41,10 @@ class MemoryDesk:
     def reserve(self, ask: messages.Reserve, *, may_wait: bool) -> None:
         """Answer a worker, now or, if it may wait, once others have made room for it."""
         device = device_of_account(ask.device, self._device)
-        self._arbiter.ensure_budget(device, ask.capacity_bytes)
+        self._arbiter.ensure_budget(device, ask.capacity_bytes, ask.shared_bytes)
         try:
             self._arbiter.reserve(self._name, ask.id, device, ask.purpose, ask.num_bytes)
-            self._send(messages.Granted(ask.id, self._arbiter.free(device)))
+            self._send(messages.Granted(ask.id, self._arbiter.free(device, self._name)))
         except InsufficientMemory as error:
             if may_wait:
                 self._waiting = asyncio.create_task(self._wait(ask, device))

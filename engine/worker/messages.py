@@ -213,6 +213,8 @@ class Reserve(msgspec.Struct, tag="reserve", frozen=True):
     capacity_bytes: int
     """The device's free bytes when the worker looked, which become the budget if none is known
     yet."""
+    shared_bytes: int = 0
+    """What the worker takes in addition and shares with all others."""
 
 
 class Release(msgspec.Struct, tag="release", frozen=True):

@@ -38,6 +38,7 @@ class Sleepers:
     - Replicas of one model make no room for each other.
     - A model is loaded at most once in `RELOAD_PAUSE_S`. When one has waited that long for models
       that are never idle, new requests for those wait behind it.
+    - What a model needs to wake is set aside before its process starts, so no other takes it.
     """
 
     def __init__(
@@ -136,18 +137,23 @@ class Sleepers:
         own = supervisor.slumber
         own.begun_s = time.monotonic()
         while own.is_wanted and own.is_asleep and not supervisor.is_leaving:
-            if not (own.is_rested and (own.is_dozing or supervisor.has_ended)):
+            if not (own.may_wake and (own.is_dozing or supervisor.has_ended)):
                 await asyncio.sleep(_LOOK_AGAIN_S)
                 continue
-            # Before a process is started, which takes memory of its own.
-            for device, num_bytes in own.planned.items():
-                await self.make_room(supervisor, device, num_bytes)
-            may_wake = own.is_dozing or supervisor.has_ended  # others may have ended its doze
-            if may_wake and own.is_wanted and not supervisor.is_leaving:
-                supervisor.wake()
-                await supervisor.wait_until_settled()
-                if supervisor.status.failure is not None:
-                    return
+            try:
+                # Before a process is started, which takes memory of its own.
+                for device, num_bytes in own.planned.items():
+                    has_room = await self.make_room(supervisor, device, num_bytes)
+                    if has_room and not own.is_dozing:
+                        self._arbiter.set_aside(supervisor.spec.name, device, num_bytes)
+                may_wake = own.is_dozing or supervisor.has_ended  # others may have ended its doze
+                if may_wake and own.is_wanted and not supervisor.is_leaving:
+                    supervisor.wake()
+                    await supervisor.wait_until_settled()
+                    if supervisor.status.failure is not None:
+                        return
+            finally:
+                self._arbiter.end_aside(supervisor.spec.name)
 
     def _attainable(self, supervisor: Supervisor, device: str) -> int:
         """The bytes that a model can have besides its own once all others sleep that may."""
@@ -156,7 +162,7 @@ class Sleepers:
             for name, other in self._supervisors.items()
             if other.slumber.pinned or _serve_together(other, supervisor)
         )
-        return self._arbiter.budget(device) - kept + self._dozing(supervisor, device)
+        return self._arbiter.lendable(device) - kept + self._dozing(supervisor, device)
 
     def _dozing(self, supervisor: Supervisor, device: str) -> int:
         """The bytes that a model holds only until it wakes."""

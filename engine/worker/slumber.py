@@ -16,7 +16,8 @@ from engine.errors import ModelNotReady
 from engine.worker.wake_queue import WakeQueue
 
 RELOAD_PAUSE_S = 10.0
-"""The least time from a wake to the next load of the same model."""
+"""The least time between two loads of the same model after its first one, and the time for which
+a model that has woken may work before others hold its requests back."""
 DOZE_PAUSE_S = 1.0
 """The least time from a wake to the next wake from a doze, which takes much less work."""
 
@@ -53,6 +54,7 @@ class Slumber:
         self.is_asleep = self.is_dozing = self.holds_back = False
         self.file_bytes = 0
         self._woken_s: float | None = None
+        self._loaded_s: float | None = None
         self._num_wakes = 0
         self._wake_time_s = 0.0
 
@@ -63,9 +65,15 @@ class Slumber:
 
     @property
     def is_rested(self) -> bool:
-        """Whether the last wake is long enough ago for another change."""
-        pause_s = DOZE_PAUSE_S if self.is_dozing else RELOAD_PAUSE_S
-        return self._woken_s is None or time.monotonic() - self._woken_s >= pause_s
+        """Whether the last wake is long enough ago to hold requests back."""
+        return _is_past(self._woken_s, RELOAD_PAUSE_S)
+
+    @property
+    def may_wake(self) -> bool:
+        """Whether the last wake or load is long enough ago for the next."""
+        if self.is_dozing:
+            return _is_past(self._woken_s, DOZE_PAUSE_S)
+        return _is_past(self._loaded_s, RELOAD_PAUSE_S)
 
     @property
     def delays(self) -> bool:
@@ -93,6 +101,8 @@ class Slumber:
     def stir(self) -> None:
         """Note that the model begins to wake."""
         self._woken_s = time.monotonic()
+        if not self.is_dozing:
+            self._loaded_s = self._woken_s
 
     def end(self, planned: Mapping[str, int]) -> None:
         """Note that the model serves, with that memory."""
@@ -123,3 +133,8 @@ class Slumber:
             idle_s=time.monotonic() - self.used_s if is_idle else 0.0,
             sleep_after_s=None if self.pinned or self.keep_alive_s < 0 else self.keep_alive_s,
         )
+
+
+def _is_past(at_s: float | None, pause_s: float) -> bool:
+    """Whether a pause has passed since then, if it ever was."""
+    return at_s is None or time.monotonic() - at_s >= pause_s

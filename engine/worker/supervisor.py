@@ -602,8 +602,9 @@ class Supervisor:
             self._worker.send_frames(frames)
 
     def _note_end(self, code: int | None) -> None:
-        """Log how a worker ended, if its end was unexpected."""
-        if not code or (self.is_leaving and not self._is_loaded):
+        """Log how a worker ended, if its end was unexpected. One that still loads is killed when
+        it is not wanted any more."""
+        if not code or (self._over.is_set() and not self._is_loaded):
             return
         cause = self._exit_cause = cause_of_end(code)
         if self._failure is not None:

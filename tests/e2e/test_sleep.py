@@ -1,12 +1,14 @@
-"""Four models that do not fit into memory together, asked all at once: a model that has woken gives
-the bits that it gave when it was first loaded."""
+"""Models that do not fit into memory together: one that has woken gives the bits that it gave when
+it was first loaded, and their processes never take more than the budget."""
 
+import asyncio
 import random
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
 
+from loadtest.processes import MemoryWatch
 from tests.helpers.adapters.peft_adapters import write_adapter
 from tests.helpers.models.tiny_encoders import make_encoder
 
@@ -29,6 +31,20 @@ def server(start_server, tiny_llama, tmp_path_factory):
         *("--dtype", "float32", "--device", "cpu", "--enable-runtime-loading"),
         *("--memory-gib", str(BUDGET_GIB)),
     )
+
+
+async def test_processes_that_start_together_stay_within_the_budget(start_server, tiny_llama):
+    """Six workers start at once, and each takes 200 MiB before it knows its model."""
+    path, most_mib = tiny_llama(), 650
+    models = [option for n in range(6) for option in ("--model", f"m{n}={path}")]
+    beside = ("--kv-cache-memory-gib", "0.01", "--dtype", "float32", "--device", "cpu")
+    server = start_server(*models, *beside, "--memory-gib", str(most_mib / 1024), wait=False)
+    watch = MemoryWatch((server.process.pid,))
+    async with watch.watching(0.05, 0.5):
+        await asyncio.to_thread(server.wait_for, "/ready")
+    statuses = httpx.get(f"{server.url}/models", timeout=60).json()["data"]  # noqa: ASYNC210
+    assert [card["status"]["value"] for card in statuses].count("sleeping") == 5
+    assert 0 < watch.peak_below_bytes <= most_mib << 20, watch.peak_below_bytes >> 20
 
 
 def orders():

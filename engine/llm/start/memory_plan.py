@@ -33,6 +33,10 @@ class MemoryPlan:
         weight_bytes = self.model.weight_bytes + num_bytes
         return replace(self, model=replace(self.model, weight_bytes=weight_bytes))
 
+    def with_steps(self, num_bytes: int) -> "MemoryPlan":
+        """The plan with the memory of its steps."""
+        return replace(self, model=replace(self.model, step_bytes=num_bytes))
+
     def with_draft(self, draft: DraftPlan, host: Host) -> "MemoryPlan":
         """Ask for the memory of a draft model's weights, and return the plan that includes it."""
         capacity = self.machine.free_memory_bytes

@@ -21,7 +21,10 @@ from engine.models.causal_lm import CausalLM
 from engine.models.config import ModelConfig
 from engine.planning.draft import DraftPlan, plan_draft
 from engine.planning.facts import state_bytes, text_facts
+from engine.planning.process_bytes import structure_bytes
 from engine.planning.shortage import shortage_hint
+from engine.planning.step_bytes import step_bytes
+from engine.runtime.device import torch_dtype
 from engine.runtime.device_memory import CudaMemory
 from engine.weights.source import Checkpoint
 from engine.weights.weight_plan import WeightPlan, plan_within_memory
@@ -66,6 +69,8 @@ def sized(
         config = memory.resolved()
         check_kv_cache_dtype(config, model_config.widest_head)
         if config.device == "cpu":
+            memory = memory.with_steps(reserve_work(model_config, config, machine, host))
+            config = memory.resolved()
             memory.reserve_pool(config, host)
     return Sizing(
         plan=plan,
@@ -75,6 +80,26 @@ def sized(
         adapter_bytes=adapter_bytes,
         config=config,
     )
+
+
+def reserve_work(
+    model_config: ModelConfig, config: ResolvedConfig, machine: MachineFacts, host: Host
+) -> int:
+    """Ask for the memory that a model's steps and structures take on a CPU; returns its bytes.
+
+    Raises:
+        InsufficientMemory: there is too little.
+    """
+    steps = step_bytes(
+        model_config,
+        rows=config.max_num_batched_tokens,
+        drawing_rows=min(config.max_num_seqs, config.max_num_batched_tokens),
+        dtype_bytes=torch_dtype(config.dtype).itemsize,
+    )
+    structures = structure_bytes(model_config.vocab_size)
+    host.reserve(config.device, "steps", steps, machine.free_memory_bytes)
+    host.reserve(config.device, "structures", structures, machine.free_memory_bytes)
+    return steps + structures
 
 
 @contextmanager
@@ -188,4 +213,4 @@ def measured(
         steps += measure_step_memory(runner, device, config).total
         del runner
     host.reserve(config.device, "steps", steps, memory.machine.free_memory_bytes)
-    return replace(memory, model=replace(memory.model, step_bytes=steps)).resolved()
+    return memory.with_steps(steps).resolved()

@@ -27,7 +27,9 @@ def load(tmp_path, monkeypatch):
     def stop(*_, **__):
         raise Reached
 
-    monkeypatch.setattr("engine.weights.source.resolve_source", stop)
+    monkeypatch.setattr("engine.weights.source.resolve_source", lambda *_, **__: None)
+    monkeypatch.setattr(loop, "reserve_process", lambda link: None)
+    monkeypatch.setattr(loop, "kind_of_checkpoint", stop)
 
     def run(cpu_isa):
         spec = WorkerSpec(

@@ -55,6 +55,31 @@ def test_only_who_finds_a_device_untouched_says_how_much_there_is(arbiter):
     assert arbiter.free("cpu") == 5
 
 
+def test_what_all_owners_share_is_taken_once(arbiter):
+    arbiter.ensure_budget("cpu", 1000 * MIB, 100 * MIB)
+    arbiter.reserve("a", 0, "cpu", "process", 300 * MIB)
+    arbiter.ensure_budget("cpu", 1000 * MIB, 150 * MIB)
+    arbiter.reserve("b", 0, "cpu", "process", 300 * MIB)
+    arbiter.ensure_budget("cpu", 1000 * MIB, 50 * MIB)
+    assert (arbiter.free("cpu"), arbiter.lendable("cpu")) == (250 * MIB, 850 * MIB)
+
+
+def test_what_is_set_aside_goes_to_its_owner_alone(arbiter):
+    arbiter.set_aside("a", "cpu", 700 * MIB)
+    assert (arbiter.free("cpu"), arbiter.free("cpu", "a")) == (300 * MIB, 1000 * MIB)
+    with pytest.raises(InsufficientMemory, match="in use: a start 700 MiB"):
+        arbiter.reserve("b", 0, "cpu", "weights", 301 * MIB)
+    arbiter.reserve("a", 0, "cpu", "weights", 500 * MIB)
+    assert (arbiter.held("cpu", "a"), arbiter.free("cpu")) == (700 * MIB, 300 * MIB)
+    arbiter.reserve("a", 1, "cpu", "KV cache", 400 * MIB)
+    assert (arbiter.held("cpu", "a"), arbiter.free("cpu")) == (900 * MIB, 100 * MIB)
+    arbiter.set_aside("b", "cpu", 100 * MIB)
+    arbiter.end_aside("b")
+    arbiter.set_aside("c", "cpu", 100 * MIB)
+    arbiter.release_all("c")
+    assert arbiter.free("cpu") == 100 * MIB
+
+
 def test_random_traffic_keeps_the_account():
     arbiter = MemoryArbiter()
     arbiter.ensure_budget("cpu", 100)

@@ -8,6 +8,7 @@ import signal
 from itertools import pairwise
 
 import pytest
+import structlog
 
 from engine.contract.model_spec import ModelSpec
 from engine.contract.operations import GENERATE
@@ -264,6 +265,42 @@ async def test_idle_models_sleep(begin):
     client.keep_alive("b", None)
     assert (await ask(client, "a", 2), await ask(client, "b", 3)) == ([2], [3])
     await until(lambda: awake(client) == {"a"})
+
+
+async def test_two_that_wake_at_once_take_no_memory_from_each_other(begin):
+    """A process takes a while to ask for its memory, and the other might start meanwhile."""
+    client = await begin("a=w300+400", "b=w300+400")
+    await client.wake("a")
+    await client.wake("b")
+    await asyncio.gather(client.sleep("a"), client.sleep("b"))
+    before, num_most = num_wakes(client), 0
+    asking = [asyncio.create_task(ask(client, model, 5)) for model in "ab"]
+    while not all(one.done() for one in asking):
+        num_most = max(num_most, sum(process_of(client, m) is not None for m in "ab"))
+        await asyncio.sleep(0.001)
+    assert [one.result() for one in asking] == [[5], [5]]
+    assert num_most == 1, "no worker is started that would have to wait"
+    assert num_wakes(client) == {model: before[model] + 1 for model in "ab"}
+
+
+async def test_a_worker_that_loads_and_gives_way_has_not_failed(begin):
+    client = await begin("a=slow")
+    await client.sleep("a")
+    waking = asyncio.create_task(client.wake("a"))
+    await until(lambda: process_of(client, "a") is not None)
+    with structlog.testing.capture_logs() as logs:
+        await client._supervisors["a"].fall_asleep()
+    assert [line for line in logs if line["log_level"] == "error"] == []
+    waking.cancel()
+
+
+async def test_a_wake_from_a_doze_is_no_load(begin, pause):
+    client = await begin("a=w100", sleep_file_gib=2)
+    pause(60)
+    await client.sleep("a")
+    await client.wake("a")
+    await client.sleep("a", deep=True)
+    assert await asyncio.wait_for(ask(client, "a", 5), 30) == [5]
 
 
 async def test_sleep_waits_for_what_runs_and_later_requests_wake_it(begin):

@@ -44,7 +44,8 @@ def test_an_allocation_that_fails_is_no_fault_of_ours(
 def test_adapters_and_the_cache_share_what_is_left(
     tiny_llama: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, has_draft: bool
 ) -> None:
-    """The cache is sized as if adapters had all that they may take."""
+    """The cache is sized as if adapters had all that they may take, and beside steps and
+    structures."""
     machine = MachineFacts(device="cpu", num_cores=1, free_memory_bytes=2 * GIB)
     monkeypatch.setattr(loading, "machine_facts", lambda device: machine)
     asked: dict[str, int] = {}
@@ -71,6 +72,7 @@ def test_adapters_and_the_cache_share_what_is_left(
     with pytest.raises(Asked):
         loading.load_engine(Checkpoint("folder", folder, "m"), "m", intent, Ledger())
     assert ("draft weights" in asked) == has_draft
+    assert min(asked["steps"], asked["structures"]) > 0
     others = sum(asked.values()) - asked["KV cache"]
     left = machine.free_memory_bytes - others - int(1.5 * GIB)
     assert left // 4 < asked["KV cache"] <= left // 2, "half of it, where others share the memory"
