@@ -365,7 +365,7 @@ def check_connections(connections: Iterable[Any], now_s: float) -> None:
 
 
 def _close_an_idle_one(connections: Iterable[Any]) -> bool:
-    """Close a connection that waits for its next request, to make room for a new one."""
+    """Close an idle connection, so that a new one can be accepted."""
     for connection in connections:
         if connection.may_make_room():
             connection.transport.close()

@@ -138,7 +138,7 @@ INSTEAD = {
         "typical": "typical_p",
     }.items()
 }
-"""Advice about refused fields that have a successor, or another name here."""
+"""Advice about refused fields that have a replacement, or another name here."""
 
 
 T = TypeVar("T")
