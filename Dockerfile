@@ -36,14 +36,14 @@ RUN python -m kernels.tools.prebuild \
     [k.imported(kind.loader) for kind in k.KINDS.values()]" \
  && rm -rf /app/.venv/lib/python*/site-packages/torch/include
 
-# What no server reads: test suites, tools and types of libraries, pip, diffusers' pipelines but two
-# (for FLUX.2's messages and for training), what transformers' models are generated from, and
-# symbols, of which torch has 92 MB. Only in the CPU image (it names an index), as nobody has tried
-# a GPU's libraries without theirs.
+# What no server reads: test suites, tools and types of libraries, pip, onnxruntime's library for C
+# (Python's module contains it once more), diffusers' pipelines but two (for FLUX.2's messages and for
+# training), what transformers' models are generated from, and symbols, of which torch has 92 MB.
+# Only in the CPU image (it names an index), as nobody has tried a GPU's libraries without theirs.
 RUN test -z "$TORCH_INDEX" || { packages=$(echo /app/.venv/lib/python*/site-packages) \
  && cd "$packages" \
  && rm -r torch/bin/protoc* networkx onnxruntime/transformers onnxruntime/quantization \
-    onnxruntime/tools diffusers/modular_pipelines \
+    onnxruntime/tools onnxruntime/capi/libonnxruntime.so.* diffusers/modular_pipelines \
     scipy/cluster scipy/datasets scipy/fftpack scipy/io scipy/odr scipy/signal \
  && find diffusers/pipelines -mindepth 1 -maxdepth 1 -type d ! -name flux2 \
     ! -name stable_diffusion -exec rm -r {} + \
