@@ -1,4 +1,4 @@
-"""The HTTP face: validates, admits, tokenises and streams. Never blocks, never imports torch.
+"""The HTTP server: validates, admits, tokenises and streams. Never blocks, never imports torch.
 
 Start reading at `server/app.py`; a request enters through `server/routes/`.
 """

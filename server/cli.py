@@ -465,8 +465,8 @@ def version() -> None:
 
 
 def _check_packages() -> None:
-    """Stop if another distribution has written into our package: nobody would understand the errors
-    that follow."""
+    """Stop if another distribution has written into our package: the errors that follow would be
+    hard to understand."""
     foreign = foreign_distributions()
     if foreign:
         names = " ".join(foreign)

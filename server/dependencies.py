@@ -44,7 +44,7 @@ async def check_admin(request: Request, state: StateDep) -> None:
 
 async def check_may_change(request: Request, state: StateDep) -> None:
     """Require what loading a model requires, for routes that take no body: a page of another site
-    could call them, but a browser says that it does.
+    could call them, but the browser's headers show that.
 
     Raises:
         NotAllowed, Draining: as in `ModelLibrary.load`, or a page of another site asks.

@@ -3,7 +3,7 @@
 A model that did not fit at the start sleeps and nothing is known of it yet. Its first request wakes
 it here; later ones wait in the model's own queue (`engine.worker.wake_queue`).
 
-A fresh server offers more than most people ever use. So the default model of an operation
+A new server offers more than most people ever use, so the default model of an operation
 (`server.http.served_operation.ServedOperation.default_model`) is fetched and loaded by the first
 request that needs it. That request waits; the server's start does not.
 """
@@ -56,7 +56,7 @@ class FirstUse:
     async def find(self, operation: Operation[Any, Any, InfoT], name: str | None) -> InfoT:
         """The ready model of that id that offers the operation, as `server.catalog.find_offering`
         finds it. A model that is offered on first use is loaded first. A waiting request may be
-        cancelled: the load goes on.
+        cancelled: the load continues.
 
         Raises:
             ModelNotReady: the default model could not be loaded, and why.

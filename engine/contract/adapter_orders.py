@@ -1,4 +1,4 @@
-"""Orders to load and unload adapters while a model serves, and the interface of those that it has
+"""Orders to load and unload adapters while a model serves, and the interface of the loaded ones
 (`engine.lora.text_adapters` implements it). Imports neither torch nor a wire library.
 """
 
@@ -73,7 +73,7 @@ class ServedAdapters(Protocol):
         ...
 
     def load(self, order: AdapterOrder, answer: Answer) -> None:
-        """Begin to load an adapter while steps go on."""
+        """Begin to load an adapter while steps continue."""
         ...
 
     def unload(self, name: str, answer: Answer) -> None:

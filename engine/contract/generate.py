@@ -83,7 +83,7 @@ class Repetition:
     """A stretch of a text that repeats the same tokens."""
 
     pattern_size: int
-    """The number of tokens after which it begins anew."""
+    """The number of tokens after which it repeats."""
     start: int
     """The number of generated tokens before it."""
     num_tokens: int

@@ -1,5 +1,5 @@
-"""The rules for requests for text. The server applies them to each request, with the client's names
-of fields. The engine applies them again, because it does not rely on that."""
+"""The rules for requests for text. The server applies them to each request, with the client's field
+names. The engine applies them again, because it does not rely on the server."""
 
 from engine.contract.generate import GenerateRequest
 from engine.contract.groups import Names, TextLimits, check_width

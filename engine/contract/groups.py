@@ -20,7 +20,7 @@ MIN_CANDIDATES, MAX_CANDIDATES = 2, 16
 """The fewest and the most tokens that contrastive search tries."""
 
 Names = Mapping[str, str]
-"""The names of fields in the client's request, where they differ from those of `SamplingParams`."""
+"""Field names in the client's request, where they differ from those of `SamplingParams`."""
 
 
 class TextLimits(NamedTuple):

@@ -58,9 +58,8 @@ class LayerGroup:
 def group_layers(kinds: Mapping[int, LayerKind]) -> tuple[LayerGroup, ...]:
     """Divide layers into groups of one kind each.
 
-    A block has room for some keys and values, counted in their numbers. The room is chosen to leave
-    the least of it unused, first in the groups that look back farthest, which have most blocks,
-    then in all groups.
+    Blocks of all groups have one size, counted in numbers. It is chosen to leave the least of it
+    unused, first in the groups that look back farthest, which have most blocks, then in all groups.
 
     Args:
         kinds: the kind of each layer that keeps keys and values, by the layer's number.

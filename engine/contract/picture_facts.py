@@ -58,7 +58,7 @@ class PictureFacts:
     """The text of the placeholder token. A prompt is tokenised as a whole, with this text once for
     each row of a crop, since tokens may span the borders of pieces."""
     placeholder_id: int
-    """The token that stands in the prompt for each row of a crop."""
+    """The token that represents each row of a crop in the prompt."""
     looks_both_ways: bool = False
     """Whether the rows of a crop attend to each other in both directions. If not, they attend only
     to earlier rows, as text does."""

@@ -1,7 +1,7 @@
 """What all requests, events, statistics and infos share (`engine.contract.operations`).
 
 Plain frozen dataclasses without torch and wire libraries, so that the scheduler's tests, the server
-and the worker process share them. `engine.worker.messages` wraps them for the process border.
+and the worker process share them. `engine.worker.messages` wraps them for the process boundary.
 """
 
 import time

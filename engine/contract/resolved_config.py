@@ -123,7 +123,7 @@ def resolve(intent: TextSettings, model: ModelFacts, machine: MachineFacts) -> R
         InvalidParameter: `max_model_len` is more than the model was trained for,
             `prompt_lookup_min` is more than `prompt_lookup_max`, or a draft model has no tokens to
             guess.
-        InsufficientMemory: the pool has no room for one request of `max_model_len`.
+        InsufficientMemory: one request of `max_model_len` does not fit into the pool.
     """
     wanted_len = _wanted_len(intent, model)
     _check_speculation(intent)

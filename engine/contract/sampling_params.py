@@ -3,9 +3,9 @@ distribution.
 
 `SamplingParams` is that table: a field made by `_parameter` states its bounds, its neutral value,
 its names on the wire, where it acts and what it means. A request's validation and OpenAPI schema,
-the defaults, the table in docs/API.md and the rows of `kernels.sample_tokens` are made from it. So
-a new parameter needs only a field here and the code that acts on it. This module imports neither
-torch nor wire libraries.
+the defaults, the table in docs/API.md and the rows of `kernels.sample_tokens` are made from it. A
+new parameter therefore needs only a field here and the code that acts on it. This module imports
+neither torch nor wire libraries.
 """
 
 import dataclasses

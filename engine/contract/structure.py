@@ -50,7 +50,8 @@ class Structure:
 
     @property
     def digest(self) -> str:
-        """A digest of the form alone: equal structures have equal digests, whoever asks."""
+        """A digest of the form alone: equal structures have equal digests, whichever client sends
+        them."""
         asked = json.dumps([self.kind, self.text, self.is_compact])
         return hashlib.sha256(asked.encode()).hexdigest()
 

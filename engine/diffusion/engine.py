@@ -53,7 +53,7 @@ class DiffusionLimits:
     scheduling_policy: Policy = "fcfs"
     deterministic: bool = False
     """Whether each drawing has calls of its own. It is then bit-equal to running alone even if the
-    model's rows depend on each other's company, without the gain of batching."""
+    model's rows depend on which rows share their batch, without the gain of batching."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -146,7 +146,7 @@ class DiffusionEngine:
         return self._has_requests() or self._without_adapters.has_work()
 
     def load_adapter(self, order: AdapterOrder, answer: Answer) -> None:
-        """Begin to load an adapter while steps go on; the answer says when it is there."""
+        """Begin to load an adapter while steps continue; the answer says when it is there."""
         self._adapters.load(order, answer)
 
     def unload_adapter(self, name: str, answer: Answer) -> None:
@@ -218,8 +218,8 @@ class DiffusionEngine:
         return {name for request in requests for name in request.adapter_names}
 
     def _admit(self) -> list[ImageEvent]:
-        """Prepare waiting requests in their order, as long as there is room, and only for so short
-        a time that running ones are not held up for long."""
+        """Prepare waiting requests in their order, as long as images fit, and only for so short a
+        time that running ones are not held up for long."""
         events: list[ImageEvent] = []
         most_s = max(_ADMIT_S, _ADMIT_SHARE_OF_STEP * self._step_time_s)
         until_s = time.perf_counter() + most_s
@@ -260,7 +260,7 @@ class DiffusionEngine:
             raise_if_poisoned(error)
             drawings = [drawing for drawing in self._drawings.values() if not drawing.finished]
             events = self._each(drawings, self._check_schedulable)
-            # No single drawing is to blame, so all fail instead of being tried for ever.
+            # No single drawing is to blame, so all fail instead of being tried forever.
             return None, events or self._fail_each(drawings, error)
 
     def _run(self, decision: StepDecision) -> list[ImageEvent]:

@@ -1,8 +1,8 @@
 """Restoration guidance, which pulls the drawing towards the input while there is much noise.
 
 As in SUPIR (Yu et al. 2024, arXiv:2401.13627, section 3.3), the picture that a prediction implies
-moves towards the input by a share that falls with the noise. So the input decides the coarse
-structure, which is settled first, and the model the fine detail.
+moves towards the input by a share that falls with the noise. The input thus decides the coarse
+structure, which is settled first, and the model decides the fine detail.
 """
 
 import torch

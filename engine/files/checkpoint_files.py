@@ -1,6 +1,6 @@
-"""Opens the files of a checkpoint as the work of strangers.
+"""Opens the files of a checkpoint, which are not trusted.
 
-A pipe in place of a weight file would block its reader for ever, a device could deliver bytes
+A pipe in place of a weight file would block its reader forever, a device could deliver bytes
 without end, and deeply nested JSON could crash its reader. Code that reads a checkpoint opens its
 files here, and checks here the files that a library will open by itself.
 """

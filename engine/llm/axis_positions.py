@@ -13,7 +13,7 @@ def axis_positions(parts: Sequence[StatePart], start: int, end: int) -> NDArray[
     the positions of all rows are their numbers.
 
     The rows of a picture have one time, and those of a text equal positions along all axes. A text
-    goes on where the longer side of a picture ends. Paper: Qwen2-VL, Wang et al. 2024,
+    continues where the longer side of a picture ends. Paper: Qwen2-VL, Wang et al. 2024,
     arXiv:2409.12191, section 2.1.
 
     Args:

@@ -191,8 +191,8 @@ class SequenceOutput:
     """For a candidate, the greatest cosine between its hidden state and those of the text before
     it."""
     error: EngineError | str | None = None
-    """What failed after `token_ids`, such as non-finite logits: an error if the request itself is
-    to blame, else words. Other sequences are not affected."""
+    """What failed after `token_ids`, such as non-finite logits: an error if the request itself
+    caused it, otherwise a message. Other sequences are not affected."""
     is_waiting: bool = False
     """Whether nothing can be drawn yet; the sequence is then preempted and tries again when it is
     computed again."""

@@ -197,7 +197,7 @@ class LLMEngine:
 
     def _advance_adapters(self) -> list[TokenEvent]:
         """Put adapters in place that have been read, and remove those that nobody uses. Returns the
-        last events of requests whose adapters cannot be had."""
+        last events of requests whose adapters cannot be loaded."""
         refused = self._without_adapter.advance(self._adapters_in_use, self._begin)
         if not (self._launched or self._preparation or self._scheduler.has_work()):
             self._adapters.wait(NAP_S)

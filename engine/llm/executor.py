@@ -35,8 +35,8 @@ class Executor(Protocol):
         ...
 
     def prepare(self, structure: Structure, client: str) -> "Future[object]":
-        """Prepare, beside the steps, what sequences with this structure need. While somebody holds
-        the result, announcing such a sequence takes no time. Clients take turns.
+        """Prepare, beside the steps, what sequences with this structure need. While the result is
+        held, announcing such a sequence takes no time. Clients take turns.
 
         The future's exception is an EngineError if the structure cannot be honoured.
         """

@@ -2,8 +2,8 @@
 known, those of a group together.
 
 A sequence that fails alone is the culprit and ends. One that gets its next token, or ends, is
-cleared. So every suspect that is run advances, and a fault that shows only in company cannot stop
-the engine.
+cleared. Every suspect that is run therefore advances, and a fault that occurs only when sequences
+run together cannot stop the engine.
 """
 
 import structlog

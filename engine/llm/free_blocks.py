@@ -1,4 +1,5 @@
-"""Decides whether waiting sequences find enough free blocks to start, and who must make room."""
+"""Decides whether waiting sequences find enough free blocks to start, and which running ones must
+be displaced."""
 
 from engine.llm.cache.kv_cache import BlockPool
 from engine.llm.cache.sequence_blocks import SequenceBlocks
@@ -28,7 +29,7 @@ class FreeBlocks:
         self, sequences: list[Sequence], tables: list[SequenceBlocks]
     ) -> list[Sequence] | None:
         """The running sequences whose blocks the waiting ones need and which the policy lets them
-        displace, the largest rank first. None if they have no room even then."""
+        displace, the largest rank first. None if even that does not free enough blocks."""
         victims: list[Sequence] = []
         lacking = self._num_lacking(sequences, tables)
         asks = sequences[0].owner.request

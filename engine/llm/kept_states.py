@@ -72,7 +72,7 @@ class KeptStates:
         self._kept: dict[bytes, int] = {}
         """The number of states of each."""
         self._lost: list[bytes] = []
-        """What the executor may keep in vain, after a step that failed."""
+        """What the executor may keep without need, after a step that failed."""
         self._begun: bytes | None = None
         """The part that has some of its slices."""
         self._num_done = 0

@@ -115,8 +115,8 @@ class Group(ABC):
         self._outcomes.clear()
 
     def leave_out(self, index: int) -> bool:
-        """Note that nobody waits for completion `index` any more. Returns whether the same is true
-        of all completions of the group."""
+        """Note that the client does not wait for completion `index` any more. Returns whether the
+        same is true of all completions of the group."""
         return index == self.sequences[0].index
 
     def fail(self, error: EngineError) -> list[TokenEvent]:
@@ -158,7 +158,7 @@ class ActiveRequest:
     pins: list[Pin] = field(default_factory=list)
     """What is still to be pinned, the shortest first."""
     phases: list[Phase] = field(default_factory=list)
-    """What it has been through and no event has said yet."""
+    """Its phases that no event has reported yet."""
 
     def __post_init__(self) -> None:
         self.pins = sorted(self.request.pins, key=lambda pin: pin.num_tokens)
@@ -175,8 +175,8 @@ class ActiveRequest:
         return self.eos_token_ids.union(self.request.sampling.stop_token_ids)
 
     def without(self, index: int | None) -> list["Sequence"]:
-        """The sequences that end when nobody waits for completion `index` any more; with None, for
-        any completion."""
+        """The sequences that end when the client does not wait for completion `index` any more;
+        with None, for any completion."""
         if index is None:
             return self.sequences
         if not self.groups:
@@ -201,7 +201,7 @@ class ActiveRequest:
         self.phases.append(Phase(name, start_s, duration_s, num_tokens))
 
     def take_phases(self) -> tuple[Phase, ...]:
-        """Return what no event has said yet, once."""
+        """Return the phases that no event has reported yet, once."""
         if not self.phases:
             return ()
         taken = tuple(self.phases)

@@ -6,11 +6,10 @@ token budget (`max_num_batched_tokens`) and a number of places (`max_num_seqs`).
 
 1. to running sequences that miss one token (and those before it that a recurrent state must read
    again), so that no prompt ever delays a decode; beside them prompts get what `StepBudget` allows,
-   so that none makes a step much longer either;
-2. to running sequences that miss more, then to waiting ones, by rank. One that cannot finish its
-   prompt in this step leaves a quarter of what is left to those behind it, so that a long prompt
-   slows short ones down but does not shut them out;
-3. what then remains goes back to the unfinished prompts, by rank.
+   so that none makes a step much longer either; 2. to running sequences that miss more, then to
+   waiting ones, by rank. One that cannot finish its prompt in this step leaves a quarter of what is
+   left to those behind it, so that a long prompt slows short ones down but does not block them; 3.
+   what then remains goes back to the unfinished prompts, by rank.
 
 In a step of decodes alone, spare rows may go to drafts: tokens that a `Drafter` expects to follow.
 They take no blocks from other sequences, since the commit gives back what they need.
@@ -20,7 +19,7 @@ it is computed again later, output included. The smallest rank is never preempte
 every step, and by induction everything finishes. A waiting sequence is admitted only if its whole
 text fits beside what the running ones still miss, with a block to grow for each of them. All
 sequences of a group (`engine.llm.request.Group`) are admitted and preempted at once, so that none
-holds blocks while it waits for one that has no room.
+holds blocks while it waits for one that finds no free blocks.
 
 A prompt with pictures stops before one whose states must not be made in this step
 (`engine.llm.kept_states`). While others stream it may get nothing for some steps, whatever its
@@ -28,8 +27,8 @@ rank.
 
 A decision may be made while the previous one is still executed, on the assumption that it goes
 well: what it draws counts as a token, whose id the executor fills in. Rows of a sequence that turns
-out to have ended are wasted, and `commit` drops them. Nobody is preempted meanwhile, and a decision
-says when the next one must wait for its outcome (`blocks_next`).
+out to have ended are wasted, and `commit` drops them. No sequence is preempted meanwhile, and a
+decision says when the next one must wait for its outcome (`blocks_next`).
 """
 
 import random
@@ -113,7 +112,7 @@ class _Step:
 
     def drop(self, sequence: Sequence) -> None:
         self.budget += self.chunks.pop(sequence, 0)
-        if not self.chunks:  # nobody streams, so that nothing delays a picture of the next one
+        if not self.chunks:  # no text streams, so that nothing delays a picture of the next one
             self.parts = PartsOfStep()
 
 
@@ -131,7 +130,7 @@ class Scheduler:
         states: keeps the states of prompts' parts; by default the model takes no pictures.
         store: gets a copy of each block that other texts can use.
         loans: keeps the blocks of prompts for other workers.
-        journal: learns what the prefix cache takes in and drops.
+        journal: records what the prefix cache adds and drops.
         clock: `time.time`, or a test's own; only queue times depend on it.
     """
 
@@ -444,8 +443,8 @@ class Scheduler:
         """Recount slowly everything that is kept up to date by increments, between two steps.
 
         Raises:
-            InvariantViolation: a block leaked or has a false owner, a sequence is in two places,
-                a limit was passed, or a counter is wrong.
+            InvariantViolation: a block leaked or has a wrong owner, a sequence is in two places, a
+                limit was passed, or a counter is wrong.
         """
         self._sequences.check_invariants()
         tables = [table for s in self._sequences.running for table in s.table.tables]

@@ -150,7 +150,8 @@ class Sequences:
     def start_over(self, pool: BlockPool) -> None:
         """Put everything that runs back in the queue, to be computed again in blocks of `pool`.
 
-        Only the set of unfinished sequences is trusted; places and counts are derived from it anew.
+        Only the set of unfinished sequences is trusted; places and counts are derived from it
+        again.
         """
         is_kept, self._pool = pool is self._pool, pool
         self.running = []

@@ -1,4 +1,4 @@
-"""Adapters in the host's memory, from which they come back sooner than from their files."""
+"""Adapters in the host's memory, from which they are restored faster than from their files."""
 
 from collections import OrderedDict
 

@@ -28,7 +28,7 @@ def read_parts(
     headers: Mapping[str, TensorHeader],
     split: Callable[[str], tuple[str, str] | None],
 ) -> dict[str, dict[str, Part]]:
-    """Sort a file's tensors by their layers' names, and by the parts of a layer.
+    """Group a file's tensors by their layers' names, and by the parts of a layer.
 
     Args:
         split: returns the layer's name and the part of a tensor, or None if it knows no such part.
@@ -73,7 +73,7 @@ def check_fits(wrong: Sequence[str]) -> None:
 
 
 def report_of(num_layers: int, ranks: set[int], left_out: Sequence[str]) -> AdapterReport:
-    """The report for whoever asked for an adapter."""
+    """The report for the client that asked for an adapter."""
     return AdapterReport(
         num_layers=num_layers,
         ranks=tuple(sorted(ranks)),

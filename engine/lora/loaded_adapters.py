@@ -1,9 +1,9 @@
-"""Adapters that come and go while a model serves, independent of how they are stored.
+"""Adapters that are loaded and unloaded while a model serves, independent of how they are stored.
 
 Files are read in a thread; an adapter that is ready is put in place between two steps. An adapter
-that leaves, or is replaced, is kept until the last request that began with it has ended. If there
-are more adapters than places, the most recently used ones are in place; another one is brought when
-a request waits for it.
+that is unloaded or replaced is kept until the last request that began with it has ended. If there
+are more adapters than places, the most recently used ones are in place; another one is put in place
+when a request waits for it.
 """
 
 from abc import ABC, abstractmethod
@@ -33,7 +33,7 @@ from engine.errors import (
 from engine.lora.source import Source
 
 Size = TypeVar("Size")
-"""The size that a place must have room for."""
+"""The size that must fit into a place."""
 Place = TypeVar("Place")
 """The place of an adapter that rows of steps can have."""
 Result = TypeVar("Result")
@@ -78,7 +78,7 @@ class Kept(Generic[Size, Place]):
     source: Source
     size: Size
     place: Place | None = None
-    """The place, or None if the adapter must be brought before rows can have it."""
+    """The place, or None if the adapter must be put in place before rows can have it."""
     placed: int = 0
     """When the adapter was put in place, counted in uses of all adapters."""
     used: int = 0
@@ -138,7 +138,7 @@ class LoadedAdapters(ABC, Generic[Size, Place]):
         self._returning: str | None = None
         self._closing: frozenset[str] = frozenset()
         """Adapters in place that no new request may begin with, because others wait for their
-        room."""
+        places."""
         self._failures: dict[str, EngineError] = {}
         self._thread = ThreadPoolExecutor(1, "load-adapters")
 
@@ -258,7 +258,7 @@ class LoadedAdapters(ABC, Generic[Size, Place]):
         """The copy of an adapter, or None if it must be read from its files."""
 
     def _keep_copy(self, key: str, read: ReadAdapter) -> None:
-        """Keep a copy of an adapter, if there is room for it."""
+        """Keep a copy of an adapter, if there is memory for it."""
 
     def _forget(self, key: str) -> None:
         """Drop what is kept for an adapter that is gone beside its place."""
@@ -268,7 +268,7 @@ class LoadedAdapters(ABC, Generic[Size, Place]):
         return self._bytes_of([*(kept.size for kept in self._placed(without)), size])
 
     def _fits(self, size: Size, without: Collection[str] = (), *, more: int = 0) -> bool:
-        """Whether one more adapter would have room if the adapters `without` had no place.
+        """Whether one more adapter would fit if the adapters `without` had no place.
 
         Args:
             more: number of adapters allowed above `max_slots`.
@@ -277,8 +277,8 @@ class LoadedAdapters(ABC, Generic[Size, Place]):
         return is_free and not self._exceeds(self._bytes_with(size, without))
 
     def _steps(self, order: AdapterOrder) -> Steps:
-        """Load one adapter, and put it in place if there is room. Only the last step changes
-        anything, and it cannot fail."""
+        """Load one adapter, and put it in place if it fits. Only the last step changes anything,
+        and it cannot fail."""
         self._check_name(order)
         read = yield from self._reading(order.folder, is_new=True)
         has_room = self._has_room(order.name, read.size)
@@ -292,7 +292,7 @@ class LoadedAdapters(ABC, Generic[Size, Place]):
         return replace(read.report, digest=read.source.digest)
 
     def _return(self, key: str) -> Steps:
-        """Put an adapter in place again, unless another one has taken the room meanwhile."""
+        """Put an adapter in place again, unless another one has taken the memory meanwhile."""
         kept, read = self._kept[key], self._copy_of(key)
         if read is None:
             read = yield from self._reading(kept.source.folder)
@@ -361,7 +361,7 @@ class LoadedAdapters(ABC, Generic[Size, Place]):
 
     def _keep(self, name: str, read: ReadAdapter) -> str:
         """Give a name to an adapter that has been read completely and return its key. The previous
-        holder of the name leaves."""
+        adapter of that name is unloaded."""
         before = self._keys.get(name)
         if before is not None:
             self._kept[before].is_leaving = True
@@ -409,7 +409,7 @@ class LoadedAdapters(ABC, Generic[Size, Place]):
     def _let_go(
         self, in_use: Callable[[], Collection[str]], waiting: Iterable[Collection[str]]
     ) -> None:
-        """Forget adapters that leave and that no request has any more."""
+        """Forget unloaded adapters that no request has any more."""
         leaving = [key for key, kept in self._kept.items() if kept.is_leaving]
         if not leaving:
             return
@@ -426,8 +426,8 @@ class LoadedAdapters(ABC, Generic[Size, Place]):
                 kept.answer(None)
 
     def _make_way(self, in_use: Callable[[], Collection[str]], wanted: Collection[str]) -> None:
-        """Bring the first adapter that a waiting request lacks. Adapters that must go for it take
-        no more requests from now on, and go when they have none."""
+        """Put in place the first adapter that a waiting request lacks. Adapters that must be
+        evicted for it take no more requests from now on, and are evicted when they have none."""
         self._closing = frozenset()
         lacking = [key for key in wanted if self._kept[key].place is None]
         if not lacking or self._returning is not None:
@@ -451,8 +451,8 @@ class LoadedAdapters(ABC, Generic[Size, Place]):
         self._loads.insert(1, load)
 
     def _in_the_way(self, size: Size, used: Collection[str], wanted: Collection[str]) -> list[str]:
-        """The adapters that would have to go: first those without requests, least recently used
-        first, then the others, longest in place first."""
+        """The adapters that would have to be evicted: first those without requests, least recently
+        used first, then the others, longest in place first."""
         others = [
             (key in used, kept.placed if key in used else kept.used, key)
             for key, kept in self._kept.items()

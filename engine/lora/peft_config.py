@@ -114,8 +114,8 @@ def stated_scale(config: Mapping[str, Any], name: str, rank: int) -> float:
 def by_pattern(config: Mapping[str, Any], key: str, name: str, default: Any) -> Any:
     """Return the value of the first pattern that a layer's name ends with, in whole words.
 
-    PEFT takes regular expressions. A stranger's could take endless time, and the configurations in
-    use hold names, which are patterns here.
+    PEFT takes regular expressions. An untrusted one could take endless time, and the configurations
+    in use hold names, which are patterns here.
     """
     patterns = config.get(key) or {}
     if not isinstance(patterns, dict):
@@ -142,5 +142,5 @@ def listed(names: Sequence[object]) -> str:
 
 
 def shortened(stated: object) -> str:
-    """Shorten a text from a stranger's file for a message."""
+    """Shorten a text from an untrusted file for a message."""
     return str(stated)[:MAX_SHOWN]

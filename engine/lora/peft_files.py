@@ -78,7 +78,7 @@ class ModelShapes:
 
 
 class Need(NamedTuple):
-    """The room that an adapter needs for one layer."""
+    """The memory that an adapter needs for one layer."""
 
     rank: int
     is_gated: bool
@@ -162,7 +162,7 @@ class Adapter:
 
     @property
     def report(self) -> AdapterReport:
-        """The report for whoever asked for the adapter."""
+        """The report for the client that asked for the adapter."""
         ranks = {update.rank for update in self.updates.values()}
         return report_of(len(self.updates) + len(self.copies), ranks, self.left_out)
 

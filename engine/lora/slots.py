@@ -196,14 +196,14 @@ class LoraRows:
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """The number of adapters that a model's arrays hold, and the room in each layer."""
+    """The number of adapters that a model's arrays hold, and the size of each layer's part."""
 
     num_slots: int = 0
     needs: Needs = field(default_factory=dict)
 
     @classmethod
     def of(cls, num_slots: int, adapters: Iterable[Needs]) -> Self:
-        """The room that these adapters need."""
+        """The size that these adapters need."""
         most: dict[str, Need] = {}
         for needs in adapters:
             for path, need in needs.items():
@@ -246,7 +246,7 @@ class LoraSlots:
         before: the arrays whose adapters keep their slots; None if all slots are empty.
 
     Attributes:
-        room: the room that is taken. May be raised up to `capacity` slots.
+        room: the size that is in use. May be raised up to `capacity` slots.
     """
 
     def __init__(

@@ -127,7 +127,7 @@ class TextAdapters(LoadedAdapters[AdapterSize, int]):
         return self._slots.of_rows(slots, self._copies_in_place)
 
     def load_first(self, folders: Mapping[str, str]) -> None:
-        """Load the adapters that the model begins with, as many at once as have room.
+        """Load the adapters that the model begins with, as many at once as fit.
 
         One that cannot be loaded is left out, with the reason, and affects neither the model nor
         the others.
@@ -195,14 +195,14 @@ class TextAdapters(LoadedAdapters[AdapterSize, int]):
         return _Ready(slot, made, own)
 
     def _filled(self, room: Room, slot: int, adapter: Adapter) -> LoraSlots:
-        """Return arrays with room of that size in which the unused slot holds the adapter."""
+        """Return arrays of that size in which the unused slot holds the adapter."""
         stay = room is self._slots.room or self._is_longer(room)
         slots = self._slots if stay else self._new_slots(room, self._slots)
         slots.put(slot, adapter)
         return slots
 
     def _is_longer(self, room: Room) -> bool:
-        """Whether the present arrays can grow to that room by adding slots."""
+        """Whether the present arrays can grow to that size by adding slots."""
         here = self._slots
         is_alike = room.needs is here.room.needs
         return is_alike and here.room.num_slots < room.num_slots <= here.capacity
@@ -239,7 +239,7 @@ class TextAdapters(LoadedAdapters[AdapterSize, int]):
         return doing.result()
 
     def _room_with(self, size: AdapterSize, without: Collection[str] = ()) -> tuple[Room, int]:
-        """The room that the arrays need with one more adapter, and that adapter's slot."""
+        """The size that the arrays need with one more adapter, and that adapter's slot."""
         placed = self._placed(without)
         taken = {kept.place for kept in placed}
         slot = next(number for number in count() if number not in taken)

@@ -2,8 +2,8 @@
 in larger models experts beside it.
 
 Embeddings, scores, what layers add, and logits are multiplied by factors of the configuration. The
-residual stream is kept divided by the factor of what layers add. So layers add without it, and
-norms find the same if their epsilon is divided by its square. Source: transformers'
+residual stream is kept divided by the factor of what layers add. Layers then add without it, and
+norms give the same result if their epsilon is divided by its square. Source: transformers'
 `modeling_granitemoehybrid.py`.
 """
 

@@ -42,7 +42,7 @@ class PictureKeys:
         """Check that pictures are prepared in one of these ways.
 
         Args:
-            names: beginnings of class names.
+            names: prefixes of class names.
             normalises: whether colours are shifted and scaled by the file's numbers.
 
         Raises:

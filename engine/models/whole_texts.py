@@ -21,7 +21,7 @@ class WholeTexts:
     """A decoder and the memory for one pass.
 
     The keys and values of one layer lie in blocks that the next layer overwrites, unless a later
-    layer reads them too. So do its recurrent states.
+    layer reads them too. The same holds for its recurrent states.
 
     Args:
         max_tokens: the most tokens of all texts of a call together.

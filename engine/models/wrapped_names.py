@@ -24,8 +24,8 @@ _PARTS = {
     "visual.merger.": f"{PICTURE_ENCODER}projector.",
     "visual.": PICTURE_ENCODER,
 }
-"""Beginnings of names in files of all releases of transformers, some with `model.` before them, and
-the model's own."""
+"""Name prefixes in files of all releases of transformers, some with `model.` before them, and the
+model's own."""
 _IN_LAYERS = {
     "vision_tower.transformer.layers.": {
         "attention.o_proj.": "attn.proj.",
@@ -43,7 +43,7 @@ _IN_LAYERS = {
 }
 """The names of what is in the layers of Pixtral's and InternVL's towers, and the model's own."""
 _OF_DECODERS = ("embed_tokens.", "layers.", "norm.", "lm_head.")
-"""Beginnings in files that name the decoder's tensors as if it were alone."""
+"""Prefixes in files that name the decoder's tensors as if it were alone."""
 
 
 def unwrapped(name: str) -> str:

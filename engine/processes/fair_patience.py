@@ -1,5 +1,6 @@
-"""Limits of time that do not count time in which this process itself stood still: a machine that
-slept, a container that was paused, a SIGSTOP. Whoever was to answer stood still as well."""
+"""Limits of time that do not count time in which this process itself was suspended: a machine that
+slept, a container that was paused, a SIGSTOP. The process that was to answer was suspended as
+well."""
 
 import asyncio
 import contextlib

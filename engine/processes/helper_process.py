@@ -1,9 +1,7 @@
-"""A process that does dangerous work and may die over it.
-
-Pictures, templates and grammars from strangers can make a library loop, grow or crash. Such a
-process limits itself (`engine.processes.process_limits`) and can be killed without harm to anything
-else; the next question starts a new one. Its standard input is a socket, and it ends when the
-socket is closed.
+"""A process that does dangerous work and may crash. Untrusted pictures, templates and grammars can
+make a library loop, grow or crash. Such a process limits itself (`engine.processes.process_limits`)
+and can be killed without harm to anything else; the next question starts a new one. Its standard
+input is a socket, and it ends when the socket is closed.
 """
 
 import asyncio

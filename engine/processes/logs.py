@@ -103,6 +103,6 @@ def _renderers(log_format: str, *, colors: bool) -> list[Any]:
 
 
 def _put_first(logger: object, method: str, event: Fields) -> Fields:
-    """Put what people look for first at the beginning of a JSON line."""
+    """Put the most important fields at the beginning of a JSON line."""
     head = {name: event.pop(name) for name in ("timestamp", "level", "logger") if name in event}
     return {**head, "message": event.pop("event", None), **event}

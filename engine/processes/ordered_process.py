@@ -1,4 +1,5 @@
-"""A process that the command line starts for a single order, because it does without torch itself.
+"""A process that the command line starts for a single order, because the command line itself does
+not import torch.
 
 It runs as `python -m engine.processes.ordered_process KIND ORDER`: the name of a class of
 `engine.contract.orders` and a JSON object. It writes one JSON object per line:
@@ -50,7 +51,7 @@ def run_ordered(kind: type[Order]) -> int:
 
 
 def _end_with_the_parent() -> None:
-    """End when the command that waits for the report is killed: nobody would ever see it."""
+    """End when the command that waits for the report is killed: the report would never be read."""
     parent = os.getppid()
 
     def watch() -> None:

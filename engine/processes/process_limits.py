@@ -1,4 +1,4 @@
-"""Limits, enforced by the kernel, that a process sets on itself before it works on foreign input.
+"""Limits, enforced by the kernel, that a process sets on itself before it works on untrusted input.
 
 Exceeding a limit ends that process, and no other is affected.
 """

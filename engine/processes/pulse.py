@@ -1,4 +1,4 @@
-"""A worker's signs of life: once a second it writes its loop's progress to a pipe.
+"""A worker's heartbeats: once a second it writes its loop's progress to a pipe.
 
 A thread writes them, so they also come during a long step and while a model is loaded; they stop
 when the process is stopped or cannot run Python code any more. Their content shows whether the loop

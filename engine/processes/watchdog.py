@@ -7,8 +7,8 @@ Three times are measured, each while its cause lasts:
   comes. A step that takes minutes does not count, as it uses CPU time of the loop's thread;
 - requests wait, and no step has a result, however busy the loop is.
 
-Time is added up from the server's own ticks, none of which counts for more than two. So time in
-which the server itself was stopped or the machine slept is not held against a worker.
+Time is added up from the server's own ticks, none of which counts for more than two. Time in which
+the server itself was stopped or the machine slept is therefore not counted against a worker.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ class Watchdog:
     """Watches one worker, from its start to its end.
 
     Args:
-        worker_timeout_s: how long a process or a loop may stand still.
+        worker_timeout_s: how long a process or a loop may be stuck.
         step_timeout_s: how long steps may have no result.
     """
 

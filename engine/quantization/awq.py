@@ -1,9 +1,9 @@
 """AWQ checkpoints with 4 bits, as AutoAWQ writes them; they stay packed.
 
-An int32 has eight numbers. A layer of version `gemm` has `qweight` [K, N / 8] and `qzeros`
-[G, N / 8], in which eight outputs are interleaved, and `scales` [G, N]; one of version `gemv` has
-`qweight` [N, K / 8], `qzeros` [N, W] and `scales` [N, 8 W], where W leaves room for more than G
-groups. Without zero points (`zero_point` is false) all are 8, and `qzeros` may be missing.
+An int32 has eight numbers. A layer of version `gemm` has `qweight` [K, N / 8] and `qzeros` [G, N /
+8], in which eight outputs are interleaved, and `scales` [G, N]; one of version `gemv` has `qweight`
+[N, K / 8], `qzeros` [N, W] and `scales` [N, 8 W], where W allows more than G groups. Without zero
+points (`zero_point` is false) all are 8, and `qzeros` may be missing.
 
 Paper: Lin et al. 2023, arXiv:2306.00978.
 """

@@ -118,7 +118,7 @@ class GgufFloat4Method(Float4Method):
 
 
 def _whole_blocks(part: LinearPart, kind: str, block: int) -> Tensor:
-    """The rows of a weight, which must have whole blocks of so many numbers."""
+    """The rows of a weight, which must have whole blocks of that many numbers."""
     if part.in_features % block:
         num_blocks = (part.total_inputs or part.in_features) // block
         raise ModelLoadError(

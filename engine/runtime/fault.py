@@ -37,7 +37,7 @@ class Unusable(Exception):
 def answer_for(error: BaseException, request_id: str) -> EngineError:
     """The error that the client of a failed request gets.
 
-    Errors that the request caused, or a lack of room, are returned unchanged. Anything else is
+    Errors that the request caused, or a lack of capacity, are returned unchanged. Anything else is
     logged with its traceback.
 
     Raises:

@@ -1,7 +1,7 @@
 """The memory of tensors, kept in a file while their process sleeps.
 
 The kernel holds the file in its page cache as long as it has room, so that waking mostly copies
-memory. Addresses stay, and nothing is built anew: what a tensor had, it has again, bit for bit.
+memory. Addresses stay, and nothing is rebuilt: what a tensor had, it has again, bit for bit.
 """
 
 import ctypes

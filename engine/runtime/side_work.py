@@ -1,7 +1,7 @@
 """The work of a worker's threads beside its steps, such as reading an adapter.
 
 An extra thread delays a step whose threads use all cores: whichever of them has no core delays the
-end of each operation. So steps leave a core to it (`engine.runtime.threads`).
+end of each operation. Steps therefore leave a core to it (`engine.runtime.threads`).
 """
 
 import threading

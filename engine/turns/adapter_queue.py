@@ -16,8 +16,8 @@ class AdapterQueue(Generic[RequestT]):
     """Waiting requests, first come, first served.
 
     Adapters are loaded for the first request only. A later request goes ahead if its own adapters
-    are already in place. So a request that waits for adapters to become free is not overtaken for
-    ever (`ServedAdapters.advance`). Requests name adapters by their keys here.
+    are already in place. A request that waits for adapters to become free is therefore not
+    overtaken forever (`ServedAdapters.advance`). Requests name adapters by their keys here.
     """
 
     def __init__(self, adapters: ServedAdapters) -> None:

@@ -49,7 +49,7 @@ class TurnsEngine(Generic[RequestT, EventT, TurnStatsT]):
 
         Raises:
             InvalidParameter: the request asks for something impossible.
-            QueueFull: the queue has no room for it.
+            QueueFull: the queue is full.
         """
         self._work.check(request)
         limit = self._limits.max_num_queued

@@ -151,7 +151,7 @@ def reserved_tiles(facts: NetworkFacts, machine: MachineFacts, host: Host) -> Ti
     """Reserve memory for the default tile; the largest allowed tile follows from what is free then.
 
     Raises:
-        InsufficientMemory: there is no room for the default tile.
+        InsufficientMemory: there is not enough memory for the default tile.
     """
     usual = default_tile(facts, machine.device)
     free = host.reserve(

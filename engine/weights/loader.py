@@ -66,8 +66,8 @@ def iter_weights(
     projections in Hugging Face's rotary order. A tied output layer is left out.
 
     Layers of a GGUF file in `packed`, of types that the kernels can multiply with, come packed: as
-    rows of bytes, also in Hugging Face's rotary order. So does a tied output layer, in addition to
-    the embedding. Layers in `left_out` do not come at all.
+    rows of bytes, also in Hugging Face's rotary order. The same is done for a tied output layer, in
+    addition to the embedding. Layers in `left_out` do not come at all.
 
     Raises:
         CorruptFile: a file is damaged.

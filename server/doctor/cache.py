@@ -1,4 +1,4 @@
-"""The folder for downloads and compiled operations, and the room on its disk."""
+"""The folder for downloads and compiled operations, and the free space on its disk."""
 
 import os
 import shutil
@@ -10,9 +10,10 @@ from engine.contract.model_spec import ModelSpec
 from server.doctor.finding import Finding
 
 _OPERATIONS_BYTES = 128 << 20
-"""Room for compiled operations and what the compiler writes for them."""
+"""Space for compiled operations and what the compiler writes for them."""
 _COPIES = 3
-"""A built-in model is there so many times while it is fetched: downloaded, checked, unpacked."""
+"""The number of copies of a built-in model on the disk while it is fetched: downloaded, checked,
+unpacked."""
 _ELSEWHERE = "tandem serve --cache-dir FOLDER, with a folder that {}"
 
 
@@ -38,7 +39,7 @@ def cache_folder(folder: Path) -> Finding:
 
 
 def kv_store(folder: Path, max_bytes: int) -> Finding:
-    """Whether the KV store can be written and has room. Nothing is written."""
+    """Whether the KV store can be written and has enough space. Nothing is written."""
     place = _existing(folder)
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         found = f"{folder} cannot be used as a folder by this user"
@@ -52,7 +53,7 @@ def kv_store(folder: Path, max_bytes: int) -> Finding:
 
 
 def disk(folder: Path, models: Sequence[ModelSpec]) -> Finding:
-    """Whether there is room for the built-in models that are not here yet."""
+    """Whether there is space for the built-in models that are not downloaded yet."""
     needed = _OPERATIONS_BYTES + sum(_download_bytes(folder, model) for model in models)
     try:
         free = shutil.disk_usage(_existing(folder)).free

@@ -13,7 +13,7 @@ class Finding:
 
     Attributes:
         part: the part of the machine.
-        found: what it is like, in a sentence without an end.
+        found: its state, in a sentence without a full stop.
         fix: the one command or setting that helps, if it is not ok.
     """
 

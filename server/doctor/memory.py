@@ -14,8 +14,8 @@ from server.settings import Settings
 from server.terminal.own_process import OrderProblem, report_of
 
 KNOWN_BYTES = {"smollm2-135m-instruct": 711 << 20, "tandem-shapes": 701 << 20}
-"""What `tandem plan` says of the default models on a processor, as they are stored, for one text
-of full length or one picture."""
+"""The results of `tandem plan` for the default models on a CPU, as they are stored, for one text of
+full length or one picture."""
 
 
 def memory(settings: Settings) -> Iterator[Finding]:
@@ -82,7 +82,7 @@ def _not_planned(model: ModelSpec, problem: str) -> Finding:
 
 
 def _of_plan(model: ModelSpec, plan: dict[str, Any]) -> Finding:
-    """The finding of a plan: as the model is stored, or else in fewer bits."""
+    """The finding of a plan: for the model as it is stored, or otherwise in fewer bits."""
     about, free = f"memory for {model.name}", f"{_gib(plan['free_bytes'])} free on {plan['device']}"
     if plan["replicas"] > 1:
         free = f"each of {plan['replicas']} replicas: {free}"

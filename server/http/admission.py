@@ -48,8 +48,8 @@ _Queue = tuple[AnyOperation, str]
 class Lease:
     """Places held by one request. Given back once, however the request ends.
 
-    Whoever holds it calls `release`. A lease that is dropped without it, as when a client leaves
-    before its response starts, gives its places back when it is collected.
+    Its holder calls `release`. A lease that is dropped without that, as when a client disconnects
+    before its response starts, gives its places back when it is garbage-collected.
     """
 
     def __init__(self, num_places: int, give_back: Callable[[], None] | None) -> None:
@@ -165,7 +165,7 @@ class Admission:
         self._departures.append((self._clock(), queue, num_places))
 
     def _retry_after_s(self, queue: _Queue, num_missing: int) -> int:
-        """Seconds until `num_missing` places are free, if requests go on ending at the recent
+        """Seconds until `num_missing` places are free, if requests keep ending at the recent
         rate."""
         now = self._clock()
         recent = [

@@ -1,9 +1,8 @@
 """A client's connection: what it may send and how long it may take, before any key is seen.
 
-uvicorn's own protocol keeps headers of any size and waits for ever. This one answers 431, 414 or
-408 and closes; it ends connections whose reader has stopped, which cancels their request. `check`
-must be called about once a second. Bodies are bounded by `BodyLimitMiddleware` and
-`SlowBodyMiddleware`.
+uvicorn's own protocol keeps headers of any size and waits forever. This one answers 431, 414 or 408
+and closes; it ends connections whose reader has stopped, which cancels their request. `check` must
+be called about once a second. Bodies are bounded by `BodyLimitMiddleware` and `SlowBodyMiddleware`.
 """
 
 import enum
@@ -366,7 +365,7 @@ def check_connections(connections: Iterable[Any], now_s: float) -> None:
 
 
 def _close_an_idle_one(connections: Iterable[Any]) -> bool:
-    """Close a connection that waits for its next request, to make room for a new one."""
+    """Close an idle connection, so that a new one can be accepted."""
     for connection in connections:
         if connection.may_make_room():
             connection.transport.close()

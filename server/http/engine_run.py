@@ -69,7 +69,7 @@ class EngineRun(ABC):
         """The result of work for the request, such as reading its files. One at a time.
 
         Raises:
-            RequestAborted: somebody cancelled the request.
+            RequestAborted: the request was cancelled.
         """
         self._work = task = asyncio.ensure_future(work)
         try:
@@ -91,10 +91,10 @@ class EngineRun(ABC):
             del task  # its error would hold this frame, and this frame would hold the error
 
     def _check(self) -> None:
-        """Check that nobody has cancelled the request.
+        """Check that the request was not cancelled.
 
         Raises:
-            RequestAborted: somebody has.
+            RequestAborted: it was.
         """
         if self._is_cancelled:
             raise cancelled()
@@ -172,10 +172,10 @@ def check_event(event: Event) -> None:
 
 
 def cancelled() -> RequestAborted:
-    """The error that ends a reply whose request somebody has cancelled."""
+    """The error that ends a reply whose request was cancelled."""
     return RequestAborted("the request was cancelled by its id")
 
 
 def cut_short() -> Draining:
-    """The error for a request that the engine ended although nobody here had cancelled it."""
+    """The error for a request that the engine ended although the server had not cancelled it."""
     return Draining("the server ended the request before it was complete; send it again")

@@ -213,7 +213,7 @@ def error_response(
 
 
 def error_facts(error: BaseException) -> ErrorFacts:
-    """The facts of any exception; one that is not an `EngineError` shows nothing of itself."""
+    """The facts of any exception; one that is not an `EngineError` reveals nothing of itself."""
     if not isinstance(error, errors.EngineError):
         code = errors.InternalError.code
         return ErrorFacts(_FAULT.status, _HIDDEN_MESSAGE, SERVER_ERROR, code=code)

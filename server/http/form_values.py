@@ -28,7 +28,7 @@ def read_fields(form: Form, model: type[BaseModel], skip: Sequence[str]) -> dict
     may also hold JSON. Fields that the model does not know stay text.
 
     Args:
-        skip: names of fields that the caller reads itself.
+        skip: field names that the caller reads itself.
 
     Raises:
         InvalidParameter: a value is not of its field's type, or a field is given twice.

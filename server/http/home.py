@@ -1,5 +1,5 @@
-"""Ids of what a server keeps. They end with its name if it has others beside it behind one address:
-who is asked for such an id can find the server that has made it.
+"""Ids of things that a server keeps. If several servers share an address, ids end with the server's
+name: any of them that gets a request for such an id can find the server that made it.
 """
 
 import secrets
@@ -11,7 +11,7 @@ one."""
 
 
 def fresh_digits(number: int) -> str:
-    """So many random hexadecimal digits, which nobody can guess; the last ones are the server's
-    name."""
+    """The number of random hexadecimal digits, enough that no id can be guessed; the last ones are
+    the server's name."""
     home = HOME.get()
     return secrets.token_hex(number // 2)[: number - len(home)] + home

@@ -51,7 +51,7 @@ class Lifecycle:
         self._clock = clock
         self._drain_deadline: float | None = None
         self.cut_short = False
-        """Somebody does not want to wait: the server ends without finishing anything."""
+        """Set if the drain is cut short: the server ends without finishing anything."""
 
     @property
     def draining(self) -> bool:
@@ -78,7 +78,7 @@ class Lifecycle:
 
         Models that failed to load count only if all models are required, or if no others are left:
         waiting would not bring them. A model that is loaded or unloaded while others serve does not
-        count: the server goes on as before. One that sleeps or wakes takes requests.
+        count: the server continues as before. One that sleeps or wakes takes requests.
         """
         if self.draining:
             return Readiness(Phase.DRAINING)

@@ -26,7 +26,7 @@ def own_url(request: Request, path: str, *, public_url: str | None, host: str) -
 
     Args:
         public_url: the beginning of all urls, whatever name was asked for.
-        host: the name or address that the server was told to listen on.
+        host: the name or address that the server listens on.
 
     Raises:
         InvalidParameter: the requested name is not known to be ours.

@@ -37,7 +37,6 @@ def current_client() -> str:
 
 
 def owner_of(connection: HTTPConnection) -> Owner | None:
-    """The owner of a request; None if no keys are required: then everything belongs to
-    everybody."""
+    """The owner of a request; None if no keys are required: then all clients share everything."""
     owner: Owner | None = connection.scope.get("state", {}).get(_KEY)
     return owner

@@ -121,7 +121,7 @@ def end_trace(token: Token["RequestTrace | None"]) -> None:
 
 
 def current_trace() -> RequestTrace:
-    """The trace of the current request. Outside of a request, one that nobody reads."""
+    """The trace of the current request. Outside of a request, a trace that is discarded."""
     return _current.get() or RequestTrace()
 
 

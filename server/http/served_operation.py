@@ -40,8 +40,7 @@ MetricsT = TypeVar("MetricsT", bound=OperationMetrics)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServedOperation(Generic[InfoT, MetricsT]):
-    """How the server speaks of models that offer one operation, admits their requests and describes
-    them."""
+    """How the server describes the models that offer one operation, and admits their requests."""
 
     operation: Operation[Any, Any, InfoT]
     deed: str

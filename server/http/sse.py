@@ -175,7 +175,7 @@ async def _next(events: AsyncGenerator[bytes, None]) -> bytes | None:
 
 
 async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, which is cancelled if the client leaves earlier.
+    """The result of `work`, which is cancelled if the client disconnects earlier.
 
     Raises:
         RequestAborted: the client left.

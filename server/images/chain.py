@@ -125,8 +125,8 @@ class Chain:
         return [stage.settings(index) for stage in self.stages]
 
     async def follow(self, event: ImageEvent, owner: EngineRun) -> AsyncGenerator[ImageEvent, None]:
-        """Send a drawn picture through the stages. Yields the events of stages that are told, then
-        the last event of the drawing, with the finished picture.
+        """Send a drawn picture through the stages. Yields the events of stages that the client
+        asked for, then the last event of the drawing, with the finished picture.
 
         Args:
             owner: the run of the request.

@@ -31,7 +31,7 @@ async def read_inputs(
     model: str,
     priority: int,
 ) -> ImageInputs:
-    """Decode all files, once there is room for them.
+    """Decode all files, once there is memory for them.
 
     Args:
         max_pixels: limit of all images together, so that many small files cannot fill the memory.

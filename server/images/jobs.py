@@ -1,7 +1,7 @@
 """The state of each image request by its id: progress while it runs, the outcome afterwards.
 
 The reply that runs a job updates it; `GET` and `DELETE /v1/images/{id}` read and cancel it. Ids
-cannot be guessed: whoever knows one may ask. Event loop only.
+cannot be guessed, so knowing one is enough to ask. Event loop only.
 """
 
 import time

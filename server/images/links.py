@@ -1,7 +1,7 @@
 """Fetches pictures that clients name by links, from hosts that the operator allows.
 
-A server that follows any link can reach what its clients cannot. So the host must be listed, each
-redirect counts as a link of its own, and an address that is not public must be listed itself.
+A server that follows any link can reach what its clients cannot. The host must therefore be listed,
+each redirect counts as a link of its own, and an address that is not public must be listed itself.
 """
 
 import asyncio

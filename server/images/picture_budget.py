@@ -1,8 +1,8 @@
 """A limit on the memory that decoded pictures take, for all requests together.
 
 A small file may decode to a thousand times its size. A request takes the memory for its pictures
-before they are decoded, and gives it back when it is over; until there is room it waits, with its
-pictures still encoded.
+before they are decoded, and gives it back when it is over; until there is enough, it waits, with
+its pictures still encoded.
 """
 
 import asyncio
@@ -29,10 +29,10 @@ class PictureBudget:
         self._num_asked = 0
 
     async def take(self, model: str, num_bytes: int, priority: int = 0) -> "PictureShare":
-        """Wait for room: a model's requests get it by priority, then in the order of arrival.
+        """Wait for memory: a model's requests get it by priority, then in the order of arrival.
 
         Raises:
-            InvalidParameter: there is never so much room.
+            InvalidParameter: it is more than the limit allows.
         """
         self.check(num_bytes)
         self._num_asked += 1
@@ -56,7 +56,7 @@ class PictureBudget:
         """Check that one request may take this much.
 
         Raises:
-            InvalidParameter: there is never so much room.
+            InvalidParameter: it is more than the limit allows.
         """
         if num_bytes > self._max_bytes:
             raise InvalidParameter(

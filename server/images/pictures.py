@@ -1,6 +1,6 @@
 """Clients' pictures, from the files that they send to pixels: `Pictures`.
 
-Every file is decoded in a process that may be lost, and only once there is room for its pixels.
+Every file is decoded in a process that may be lost, and only once there is memory for its pixels.
 """
 
 import asyncio
@@ -132,11 +132,12 @@ class Pictures:
     async def decode(
         self, pictures: Sequence[EncodedPicture], run: EngineRun, model: str, priority: int
     ) -> list[Pixels]:
-        """The pictures' pixels, once there is room for all of them; the run holds the room until it
-        ends.
+        """The pictures' pixels, once there is memory for all of them; the run holds the memory
+        until it ends.
 
         Raises:
-            InvalidParameter: a file cannot be used, or there is never enough room.
+            InvalidParameter: a file cannot be used, or the pictures need more memory than the
+                limit.
             InternalError: the fault is ours.
         """
         num_bytes = sum(picture.num_bytes for picture in pictures)

@@ -20,7 +20,8 @@ async def read_files(
     max_pixels: int,
     priority: int,
 ) -> dict[str, Pixels]:
-    """Decode all pictures, once there is room for them. Returns them by the names of their fields.
+    """Decode all pictures, once there is memory for them. Returns them by the names of their
+    fields.
 
     Args:
         max_pixels: limit of each picture.

@@ -24,7 +24,7 @@ from server.http.scope import get_header, get_path
 OPEN_PATHS = frozenset({"/health", "/v1/health", "/ping", "/ready"})
 OPEN_TREES = ("/ready/", "/playground/")
 OPEN_PAGES = frozenset({"/", "/docs"})
-"""To be read only. They are the same on every server."""
+"""Paths that may only be read. They are the same on every server."""
 OPEN_FOLDERS = frozenset({"/docs", "/v1/images/files"})
 
 
@@ -108,7 +108,7 @@ def _given_key(scope: Scope) -> bytes | None:
 
 
 def _password(credentials: bytes) -> bytes | None:
-    """The password of `user:password` in base64, whoever the user is."""
+    """The password of `user:password` in base64; the user name does not matter."""
     try:
         return base64.b64decode(credentials.strip(), validate=True).partition(b":")[2]
     except binascii.Error:

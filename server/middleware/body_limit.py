@@ -1,7 +1,7 @@
 """Refuses bodies above the limit with 413: at once by Content-Length, otherwise while they arrive.
 
-A client that is still sending when the connection closes would see a reset in place of the answer.
-So the rest of the body is read and dropped for a while before the connection ends.
+A client that is still sending when the connection closes would see a reset instead of the answer.
+The rest of the body is therefore read and dropped for a while before the connection ends.
 """
 
 import asyncio

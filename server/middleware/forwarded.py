@@ -12,7 +12,7 @@ _HOST, _FORWARDED_HOST, _FORWARDED = b"host", b"x-forwarded-host", b"x-forwarded
 
 
 class ForwardedMiddleware:
-    """uvicorn's own middleware, which here also notes the name. Whoever can reach our Unix socket
+    """uvicorn's own middleware, which here also notes the name. Every client of our Unix socket
     counts as a proxy."""
 
     def __init__(self, app: ASGIApp, proxies: Sequence[str]) -> None:

@@ -22,7 +22,7 @@ this machine as host.docker.internal."""
 
 
 class HostCheckMiddleware:
-    """Answers 403 to the names of strangers.
+    """Answers 403 to requests for unknown names.
 
     Args:
         allowed_hosts: names that count as ours.

@@ -1,4 +1,4 @@
-"""Gives every request an id: the client's own if it is sane, a fresh one otherwise.
+"""Gives every request an id: the client's own if it is valid, a new one otherwise.
 
 The id is in `request.state.request_id`, in every log line of the request, and in the answer's
 `X-Request-Id`. Clients may repeat one, so it does not serve as the engine's request id. Where the

@@ -1,4 +1,4 @@
-"""Refuses bodies that take too long with 408, so that nobody holds a connection for ever.
+"""Refuses bodies that take too long with 408, so that no client holds a connection forever.
 
 A body may take `timeout_s`, and a second more for every `min_bytes_per_s` that have come: large
 ones over slow lines pass, and drops do not. Time counts while a route waits for the body.

@@ -1,4 +1,4 @@
-"""Finds the models that clients may load: those that the operator has named, and nothing else."""
+"""Finds the models that clients may load: those that the operator has named, and no others."""
 
 from collections.abc import Iterator
 from itertools import islice

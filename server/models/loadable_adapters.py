@@ -1,5 +1,5 @@
-"""Finds the LoRA adapters that clients may load: those that the operator has named, and nothing
-else."""
+"""Finds the LoRA adapters that clients may load: those that the operator has named, and no
+others."""
 
 import os
 from pathlib import Path

@@ -1,7 +1,7 @@
 """Chains: further operations on each picture of a request after it is drawn.
 
-All models are found, and have places for all pictures, before anything is drawn. So a request never
-waits for a place while it holds others.
+All models are found, and have places for all pictures, before anything is drawn. A request
+therefore never waits for a place while it holds others.
 """
 
 from collections.abc import AsyncGenerator, Sequence
@@ -49,7 +49,7 @@ async def begin_chain(
         drawing: the model that draws, at which the run holds places.
 
     Raises:
-        EngineError: a model cannot be had or has no place, or a stage's fields do not fit it.
+        EngineError: a model cannot be loaded or has no place, or a stage's fields do not fit it.
     """
     stages: list[Stage] = []
     admitted = {drawing.model}

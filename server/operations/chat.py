@@ -117,7 +117,7 @@ async def start_chat(
             kept_special_tokens=text.special_ids(answers.special_texts()),
         )
         await generation.submit(text.tokenizer, [engine_request], options, body.num_best)
-        generation.let_go()  # of the room for pictures, which the engine has now
+        generation.let_go()  # of the memory for pictures, which the engine has now
         return ChatReply(body, head, text, generation, answers, exchange.shape, judge)
 
 

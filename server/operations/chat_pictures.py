@@ -91,7 +91,7 @@ class ChatPictures:
     async def decode(
         self, states: Sequence[StatePart], run: EngineRun, priority: int
     ) -> tuple[StatePart, ...]:
-        """The parts of the prompt with the pixels of their crops, whose room the run holds.
+        """The parts of the prompt with the pixels of their crops, whose memory the run holds.
 
         Raises:
             InvalidParameter: a file cannot be used; names its number.

@@ -1,4 +1,4 @@
-"""Tells a client, and the access log, which of its fields are unknown here."""
+"""Reports unknown fields to the client and in the access log."""
 
 import re
 from typing import Protocol

@@ -18,7 +18,7 @@ from server.protocol.chat import ChatCompletionRequest
 from server.state import AppState
 
 PATIENCE_S = 30.0
-"""Seconds that written answers wait for room at the embedding model."""
+"""Seconds that written answers wait for a place at the embedding model."""
 _ALL_THAT_FIT = -1
 """Value of `keep` for as many tokens of an answer as the model takes; later ones are left out."""
 

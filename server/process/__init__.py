@@ -1,4 +1,4 @@
-"""The process and its operator: options, socket, start, the terminal's output, an orderly end.
+"""The process and its operator: options, socket, start, the terminal's output, graceful shutdown.
 
 This folder is above the app, which does not know it. Start at `serve.py`.
 """

@@ -1,4 +1,4 @@
-"""Tells the operator how loading goes and, once it is over, how to send first requests."""
+"""Shows the operator the progress of loading and, at its end, how to send first requests."""
 
 import asyncio
 import contextlib
@@ -83,7 +83,7 @@ class Announcer:
         """Report until every model has finished loading or failed."""
         seen: set[str] = set()
         while True:
-            # Whoever loads a model later is told by the request.
+            # A client that loads a model later learns it from the request.
             statuses = [status for status in self._engine.statuses() if not status.joining]
             for name in seen - {status.model for status in statuses}:
                 report(ModelStatus(model=name, phase=Phase.STOPPED))

@@ -1,4 +1,4 @@
-"""uvicorn's server with an orderly end, for our app.
+"""uvicorn's server with a graceful shutdown, for our app.
 
 SIGTERM ─→ draining: /ready 503, new requests 503, running ones go on
         ─→ all have finished, or drain_timeout_s is over: the engine stops

@@ -114,7 +114,7 @@ def short_text(row: SettingRow) -> str:
 
 
 def short_form(row: SettingRow) -> str:
-    """The allowed values, as far as there is room."""
+    """The allowed values, as many as fit."""
     form = row.kind_name
     return form if len(form) <= _MAX_FORM else f"{form[: form.rindex('|', 0, _MAX_FORM)]}|…"
 

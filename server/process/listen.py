@@ -125,7 +125,7 @@ def _listen_unix(path: Path) -> socket.socket:
 
 
 def _answers(path: Path) -> bool:
-    """Whether somebody listens on a socket: its file outlives a server that was killed."""
+    """Whether a process listens on a socket: its file outlives a server that was killed."""
     with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as probe:
         probe.settimeout(1.0)
         return probe.connect_ex(os.fspath(path)) == 0

@@ -138,7 +138,7 @@ INSTEAD = {
         "typical": "typical_p",
     }.items()
 }
-"""Advice about refused fields that have a successor, or another name here."""
+"""Advice about refused fields that have a replacement, or another name here."""
 
 
 T = TypeVar("T")
@@ -229,7 +229,7 @@ StopStrings = Annotated[
 
 
 class WireModel(BaseModel):
-    """Base of everything that a client sends: strict types; unknown fields are kept aside."""
+    """Base of everything that a client sends: strict types; unknown fields are kept separately."""
 
     model_config = ConfigDict(
         strict=True, extra="allow", allow_inf_nan=False, protected_namespaces=()
@@ -360,7 +360,7 @@ class SamplingRequest(
         "beam_width": ("best_of",),
         **OTHER_NAMES,
     }
-    """llama.cpp's names of fields that have another name here."""
+    """llama.cpp's field names that differ from ours."""
 
     max_completion_tokens: TokenLimit | None = Field(
         None, description="Most tokens to generate; wins over max_tokens."
@@ -464,7 +464,7 @@ class SamplingRequest(
 
     @property
     def own_names(self) -> Mapping[str, str]:
-        """The request's names of fields where they differ from the engine's."""
+        """The request's field names where they differ from the engine's."""
         return {
             "prompt": self.prompt_field,
             "max_tokens": self.limit_field,

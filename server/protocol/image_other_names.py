@@ -1,4 +1,4 @@
-"""Other names of fields of the image routes: those of Together, fal and diffusers."""
+"""Other names for fields of the image routes: those of Together, fal and diffusers."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -116,7 +116,7 @@ class LoadableList:
 
 @dataclass(slots=True, kw_only=True)
 class ModelChange:
-    """A load or unload that is done or, with 202, has begun."""
+    """A load or unload that has ended or, with 202, has begun."""
 
     success: bool = True
     model: str

@@ -28,8 +28,7 @@ def read_variant(
     Args:
         path: its place in the body.
         default: the type of an object without one.
-        refused: beginnings of the names of known types that this server does not support → the
-            message.
+        refused: name prefixes of known types that this server does not support → the message.
 
     Raises:
         InvalidParameter: the type is unknown; names the field.

@@ -58,7 +58,7 @@ def _fields(body: bytes) -> dict[str, Any]:
 
 
 def _text(value: Any) -> bytes:
-    """A part of a prompt as bytes. Longer ones begin with the bytes of their beginnings."""
+    """A part of a prompt as bytes. The bytes of a longer part begin with those of its prefixes."""
     if isinstance(value, str):
         return value.encode("utf-8", "replace")
     parts: Iterable[Any] = value if isinstance(value, list) else [value]

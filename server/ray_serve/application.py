@@ -38,8 +38,8 @@ _LOGGING = LoggingConfig(enable_access_log=False)
 
 
 class Fleet(BaseModel):
-    """The arguments of the application, in a Serve config file or from `tandem ray`. Whatever else
-    Ray can set stands in its own section `deployments`."""
+    """The arguments of the application, in a Serve config file or from `tandem ray`. All other
+    settings of Ray are in its own section `deployments`."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -52,7 +52,7 @@ class Fleet(BaseModel):
     upscale_delay_s: float = Field(10.0, ge=0)
     downscale_delay_s: float = Field(300.0, ge=0)
     num_cpus: float = Field(1.0, ge=0)
-    """What Ray sets aside for each server; the server's own `num_threads` should fit it."""
+    """What Ray reserves for each server; the server's own `num_threads` should match it."""
     num_gpus: float = Field(0.0, ge=0)
     num_ingresses: int = Field(1, ge=1)
 

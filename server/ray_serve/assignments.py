@@ -1,5 +1,5 @@
-"""Which server takes which request, without Ray: who has made the ids in it, else where it costs
-least."""
+"""Which server takes which request, without Ray: the one that has made the ids in it, otherwise the
+one where it costs least."""
 
 from collections.abc import Iterable
 
@@ -7,7 +7,7 @@ from engine.worker.replicas.router import Router, Running
 from server.ray_serve.affinity import home_of, homes_in, job_of
 
 _MAX_BLOCKS = 1 << 14
-"""The most blocks of prompts that one server is believed to hold while nobody uses them: 4 MiB of
+"""The most blocks of prompts that one server is assumed to hold while they are not in use: 4 MiB of
 text."""
 
 

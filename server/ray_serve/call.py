@@ -1,4 +1,4 @@
-"""One HTTP request to an app in another process: what is sent there, and what comes back."""
+"""One HTTP request to an app in another process: what is sent there, and what is returned."""
 
 import asyncio
 from collections.abc import AsyncGenerator

@@ -1,4 +1,4 @@
-"""Responses that nobody waits for: clients fetch and cancel them by their ids."""
+"""Responses in the background: clients fetch and cancel them by their ids."""
 
 import asyncio
 from dataclasses import dataclass, replace

@@ -155,15 +155,15 @@ class ConversationStore:
         response: Response,
         owner: Owner | None,
     ) -> None:
-        """Add what a response read and wrote. Whoever asks for the conversation from now on gets
-        that, too."""
+        """Add what a response read and wrote. Requests for the conversation from now on get that,
+        too."""
         written = {item.id: encode(item) for item in response.output}
         new = _named(map(_shown, items)) | written
 
         async def add() -> None:
             try:
                 await self.change(conversation_id, owner, lambda one: one.items.update(new))
-            except EngineError as error:  # it was deleted meanwhile, or the owner's room is full
+            except EngineError as error:  # it was deleted meanwhile, or the owner's space is full
                 log.warning("a response is not in its conversation", error=error.code)
             except Exception as error:
                 log_unexpected(error)

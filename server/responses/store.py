@@ -81,7 +81,7 @@ class ResponseStore:
         return self.table.num_bytes
 
     def add(self, response: Response, items: Sequence[Item], owner: Owner | None) -> None:
-        """Store a response that has ended. The least recently used ones make room."""
+        """Store a response that has ended. The least recently used ones are evicted."""
         prefix = f"item_{response.id.removeprefix('resp_')}"
         stored = StoredResponse(
             owner=owner,

@@ -32,7 +32,7 @@ _ANSWERS = change_answers("The models and adapters that are served do not allow 
 )
 async def load_adapter(body: LoadAdapterRequest, request: Request, state: StateDep) -> Any:
     """Answers once requests can use the adapter, or with the reason why they cannot; then nothing
-    has changed. Streams go on meanwhile. The load also goes on if the client leaves."""
+    has changed. Streams continue meanwhile. The load also continues if the client disconnects."""
     state.library.check_open()
     if body.model:
         model = find_any_model(state.engine, body.model).model

@@ -49,7 +49,7 @@ async def create_conversation(
 async def get_conversation(
     conversation_id: ConversationId, request: Request, state: StateDep
 ) -> HttpResponse:
-    """Returns what a conversation is besides its items."""
+    """Returns a conversation without its items."""
     return _card(await state.conversations.get(conversation_id, owner_of(request)))
 
 
@@ -93,7 +93,7 @@ async def list_conversation_items(
     order: Order = "desc",
     after: After = None,
 ) -> HttpResponse:
-    """Lists what was said, a page at a time."""
+    """Lists the items of a conversation, a page at a time."""
     conversation = await state.conversations.get(conversation_id, owner_of(request))
     return _json(page_of(_named(conversation.items), limit, order, after))
 

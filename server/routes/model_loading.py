@@ -51,7 +51,7 @@ async def load_model(
     body: LoadModelRequest, request: Request, state: StateDep, response: Response
 ) -> Any:
     """Answers once the model serves, or with the reason why it cannot; then nothing of it is left.
-    The load goes on if the client leaves: unload the model to end it."""
+    The load continues if the client disconnects: unload the model to end it."""
     order = LoadOrder(model=body.model, ref=body.ref, device=body.device, settings=body.settings)
     name, load = await state.library.load(order)
     annotate(request, model=name)

@@ -29,7 +29,7 @@ async def reset_prefix_cache(
     ] = None,
 ) -> Response:
     """Requests that come later find none of the prompts of earlier ones in memory. Running requests
-    go on."""
+    continue."""
     infos = state.engine.infos(GENERATE) if model is None else [find_model(state.engine, model)]
     for info in infos:
         state.engine.reset_prefix_cache(info.model)

@@ -1,7 +1,7 @@
 """The routes by which models sleep and wake: vLLM's, llama-swap's, llama-server's events, and a
 pin.
 
-Those that change something are allowed to whom `server.routes.model_loading` allows changes.
+Those that change something need the same key as those of `server.routes.model_loading`.
 """
 
 import asyncio

@@ -67,7 +67,7 @@ class SettingRow:
 
     @property
     def default_text(self) -> str:
-        """The default as one would write it; empty if there is none."""
+        """The default as it is written in the file; empty if there is none."""
         if isinstance(self.default, bool):
             return "on" if self.default else "off"
         if isinstance(self.default, tuple):

@@ -211,7 +211,8 @@ class _EnvSource(EnvSettingsSource):
         # Kubernetes sets TANDEM_PORT=tcp://… in every pod next to a service named tandem.
         if str(data.get("port", "")).startswith(("tcp://", "udp://")):
             del data["port"]
-        # The clients' variable; whoever sets it for the server does not mean an open server.
+        # The clients' variable; an operator who sets it for the server does not want an open
+        # server.
         key = os.environ.get(variable_name("api_key"))
         if key is not None:
             data.setdefault("api_keys", [key])

@@ -122,8 +122,8 @@ def run(
     plot: Plot = None,
     resampling_seed: ResamplingSeed = 0,
 ) -> int:
-    """Ask a model all questions of a task, write its answers to a file and show its scores. A run
-    that was stopped goes on where it ended. Exit code 1: the server refused some items."""
+    """Ask a model all questions of a task, write its answers to a file and show its scores. An
+    interrupted run continues where it ended. Exit code 1: the server refused some items."""
     from evaluation.asking import Asking
     from evaluation.commands import run_command
     from evaluation.scores import asked_by, chosen_scores

@@ -1,4 +1,5 @@
-"""Shows a picture in the terminal, in the way that the terminal knows: kitty's, iTerm2's or sixel.
+"""Shows a picture in the terminal, by the protocol that the terminal supports: kitty's, iTerm2's or
+sixel.
 
 Variables of the environment say what some terminals are; others are asked. Where a terminal shows
 no pictures, nothing is written.

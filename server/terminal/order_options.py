@@ -12,7 +12,7 @@ from engine.contract.settings import EngineConfig
 from server.settings.problem import option_name
 
 Given = Mapping[str, Any]
-"""The options that were given, by the names of fields or settings."""
+"""The options that were given, by the name of the field or setting."""
 AS_IN_SERVE = typer.Option(help="As in serve.")
 
 

@@ -79,8 +79,8 @@ def picture_command(settings: ClientSettings, order: PictureOrder) -> int:
 
 
 def draw_picture(client: httpx.Client, order: PictureOrder) -> None:
-    """Send the request, wait, write the file, show it where the terminal can, and tell its name. An
-    interrupt cancels the request.
+    """Send the request, wait, write the file, show it where the terminal can, and print its name.
+    An interrupt cancels the request.
 
     Raises:
         FileProblem: a file cannot be used.

@@ -1,4 +1,4 @@
-"""Text of others, such as a model's answer, without codes that would control the terminal."""
+"""Text from outside, such as a model's answer, without codes that would control the terminal."""
 
 _KEPT = "\t\n"
 _CONTROLS = {

@@ -110,8 +110,7 @@ class AnswerFormat:
 def _reasoning_markers(
     body: ChatCompletionRequest, chat_format: ChatFormat
 ) -> ReasoningMarkers | None:
-    """The markers of the reasoning; None also if the form of the answer leaves no room for
-    reasoning."""
+    """The markers of the reasoning; None also if the form of the answer excludes reasoning."""
     form = None if body.must_call else body.structure
     if form is not None and (form.kind is not StructureKind.JSON_SCHEMA or offered_tools(body)):
         return None

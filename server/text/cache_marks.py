@@ -1,7 +1,7 @@
 """Places in a conversation up to which a client wants it to stay cached.
 
-Chat templates are programs, so nobody can say which tokens a message becomes. But two conversations
-that differ only behind a place have the same tokens up to there.
+Chat templates are programs, so it is not known which tokens a message becomes. But two
+conversations that differ only behind a place have the same tokens up to there.
 """
 
 from collections.abc import Sequence

@@ -271,7 +271,7 @@ def _generate_request(
 def _with_kv_transfer(
     made: GenerateRequest, request: ChatCompletionRequest | CompletionRequest, info: ModelInfo
 ) -> GenerateRequest:
-    """The engine's request, with what it shall do with KV blocks of other servers.
+    """The engine's request, with what it must do with KV blocks of other servers.
 
     Raises:
         InvalidParameter, UnsupportedFeature: it cannot.

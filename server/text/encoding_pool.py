@@ -1,7 +1,7 @@
-"""Threads for tokenising long texts, so that short texts and other streams go on.
+"""Threads for tokenising long texts, so that short texts and other streams are not delayed.
 
 A text is tokenised part by part. Its next part queues behind the others' parts, so that long texts
-share the threads fairly. When a client has left, no further part of its text is begun.
+share the threads fairly. When a client has disconnected, no further part of its text is begun.
 """
 
 import asyncio

@@ -217,7 +217,7 @@ class Generation(EngineRun):
 
     @property
     def has_structure(self) -> bool:
-        """Whether a text must have a form, which the engine has still to read."""
+        """Whether a text must have a form that the engine has not read yet."""
         return any(run.request.sampling.structure is not None for run in self.runs)
 
     def usage(self) -> Usage:

@@ -205,8 +205,8 @@ _ROWS = (
 class RequestMeter:
     """Measures one HTTP request from its arrival; made by `TextMetrics.meter`.
 
-    Whoever reads the engine calls `on_event` per engine event, `complete` per completion, `close`
-    at the end.
+    The code that reads the engine's events calls `on_event` for each, `complete` per completion,
+    `close` at the end.
     """
 
     def __init__(

@@ -48,7 +48,7 @@ class TextTimes:
         return time.time() - self._arrival_s - self.first_token_s
 
     def whole(self, name: str, num_tokens: int) -> Phase:
-        """All of it, now that it is over.
+        """All phases, once the completions have ended.
 
         Args:
             num_tokens: the number of tokens that were generated.

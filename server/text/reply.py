@@ -1,4 +1,4 @@
-"""The common part of chat and completion replies: identity, and the course of a stream."""
+"""The common part of chat and completion replies: identity, and the order of a stream."""
 
 import hashlib
 import time

@@ -62,7 +62,10 @@ def test_the_page_counts_and_lists_all_outcomes() -> None:
     page = page_of(rows, "9.9")
     assert "| all architectures | 5 |" in page
     assert "| refused | 2 |" in page
-    assert "do not continue texts | 1 |" in page and "| served, of the rest | 50.0% |" in page
+    assert (
+        "do not continue texts | 1 |" in page
+        and "| share of the rest that is served | 50.0% |" in page
+    )
     assert "it has a &lt;reason>" in page and "a \\| b" in page
     assert "**no**" in page and "transformers 9.9" in page
     assert [summary(row)[:7] for row in rows.values()] == [

@@ -24,12 +24,15 @@ def page_of(rows: Mapping[str, Row], version: str) -> str:
     counts: list[tuple[str, int | str]] = [
         ("all architectures", len(rows)),
         ("encoders, encoder-decoders and others that do not continue texts", num_others),
-        ("served, of the rest", f"{share:.1%}"),
+        ("share of the rest that is served", f"{share:.1%}"),
         ("served by a family of Tandem", len(of_state.get("family", {}))),
         ("served by transformers' code on Tandem's cache", len(of_state.get("fallback", {}))),
-        ("served, equal to transformers, same bits", sum(map(_is_alike, served.values()))),
+        (
+            "served, equal to transformers, always the same bits",
+            sum(map(_is_alike, served.values())),
+        ),
         ("refused", len(refused)),
-        ("failed without a useful sentence", len(of_state.get("failed", {}))),
+        ("failed without a clear error", len(of_state.get("failed", {}))),
         ("not tried", len(of_state.get("not made", {}))),
     ]
     parts = [
@@ -50,7 +53,8 @@ def summary(row: Row) -> str:
     """A row in one line."""
     if "difference" not in row:
         return f"{row['state']}: {row['reason']}"
-    bits = f"same bits in company: {row['same_in_company']}, after a hit: {row['same_after_hit']}"
+    beside, hit = row["same_in_company"], row["same_after_hit"]
+    bits = f"same bits beside other texts: {beside}, after a prefix hit: {hit}"
     return f"{row['state']} ({row['by']}), difference {row['difference']:.1e}, {bits}"
 
 
@@ -59,8 +63,8 @@ def _is_alike(row: Row) -> bool:
 
 
 def _served(name: str, row: Row) -> list[str]:
-    takes = "text" if row["kind"] == "text" or not row["pictures"] else "text and pictures"
-    by = "" if row["by"] == name else f"as {row['by']}"
+    takes = "text" if row["kind"] == "text" or not row["pictures"] else "text and images"
+    by = "" if row["by"] == name else row["by"]
     bits = [_yes(row["same_in_company"]), _yes(row["same_after_hit"])]
     return [name, takes, by, f"{row['difference']:.0e}", *bits]
 
@@ -76,8 +80,8 @@ def _yes(value: bool) -> str:
 _NO_TEXTS = ("encoder", "in both directions", "does not continue texts")
 """Parts of the reasons for refusing models that do not continue texts."""
 _SERVED_HEADS = (
-    *("architecture", "takes", "computed", "difference"),
-    *("same bits in company", "same bits after a prefix hit"),
+    *("architecture", "input", "computed as", "difference"),
+    *("same bits beside other texts", "same bits after a prefix hit"),
 )
 _UNSERVED_HEADS = ("architecture", "reason")
 _SECTIONS = (
@@ -89,24 +93,24 @@ _SECTIONS = (
     (
         "Served by transformers' code",
         "fallback",
-        "Transformers' layers compute these models with Tandem's products, attention and cache "
-        "([how](decisions/023-models-without-a-family.md)). They are slower, above all those with "
-        "states or with attention that only transformers' code can compute: these take one token "
-        "at a time.",
+        "Transformers' layers compute these models with Tandem's matrix products, attention and "
+        "cache ([how](decisions/023-models-without-a-family.md)). They are slower than families, "
+        "above all those with recurrent states or with attention that only transformers' code can "
+        "compute: these compute one token at a time.",
     ),
-    ("Refused", "refused", "Tandem refuses to load these models with the sentence shown."),
-    ("Failed", "failed", "These models fail without a useful sentence, which is a defect."),
+    ("Refused", "refused", "Tandem refuses to load these models, with the error shown."),
+    ("Failed", "failed", "These models fail without a clear error, which is a defect."),
     ("Not tried", "not made", "The command cannot make a tiny model of these architectures."),
 )
 _HEAD = """# Models
 
 <!-- written by python -m tools.architectures -->
 
-This page lists every causal and every picture-and-text architecture of transformers {version}.
+This page lists every causal and every image-and-text architecture of transformers {version}.
 For each one, `python -m tools.architectures` makes a tiny checkpoint with random weights, serves it
 on a CPU in fp32 and compares log-probabilities of a random text with those of transformers. The
-difference is the greatest one among the 20 likeliest tokens of each position. Then the text is
-computed again, first with its prompt in the prefix cache, and then beside other texts with so few
-KV blocks that texts are preempted; its bits must stay the same. A model that takes pictures in
-transformers and only text here is served without its pictures. The weights are random, so nothing
-here says how good a published checkpoint is."""
+table shows the largest difference among the 20 likeliest tokens of every position. The text is then
+computed twice more: with its prompt in the prefix cache, and beside other texts with so few
+KV blocks that texts are preempted. The result must have the same bits each time. A model that takes
+images in transformers but only text here is served without image input. The weights are random, so
+this page says nothing about the quality of a published checkpoint."""

@@ -17,6 +17,14 @@ PAGE = _DOCS / "endurance.md"
 PLOT = _DOCS / "img" / "endurance.svg"
 COMMAND = "python -m tools.endurance page"
 _LONG_GAP_S = 30.0
+_MANNERS = {
+    "whole": "read whole",
+    "stream": "read as a stream, where the route has streams",
+    "slow": "read slowly",
+    "left": "left by a client that disconnected",
+    "leave": "complete before the client would have disconnected from the stream",
+    "leave early": "complete before the client would have given up waiting",
+}
 _BLUE, _RED, _GREEN, _GREY = "#3b6fb6", "#c0504d", "#5b9a4b", "#8a8a8a"
 
 
@@ -48,15 +56,15 @@ def _soak(run: Mapping[str, Any]) -> str:
     compared = [
         [kind, str(count)] for kind, count in sorted(run["compared"].items(), key=_by_count)
     ]
-    manners = ", ".join(f"{count} {name}" for name, count in sorted(run["manners"].items()))
+    manners = ", ".join(f"{run['manners'].get(name, 0)} {text}" for name, text in _MANNERS.items())
     changes = ", ".join(f"{count} `{name}`" for name, count in sorted(run["changes"].items()))
     parts = [
-        f"Seed {run['seed']}, {run['seconds'] / 60:.0f} minutes, in {_stood_still_s(run) / 60:.0f} "
-        f"of which all stood still for other work on the machine, {run['users']} users, a quiet "
-        f"point every {run['lap_s']:g} s, {sum(run['manners'].values())} requests, "
+        f"Seed {run['seed']}, {run['seconds'] / 60:.0f} minutes, of which the run was suspended "
+        f"for {_suspended_s(run) / 60:.0f} because of other work on the machine, {run['users']} "
+        f"users, a quiet point every {run['lap_s']:g} s, {sum(run['manners'].values())} requests, "
         f"**{run['num_problems']} problems** ({version(run)}).",
-        table(["kind of request", "answers compared with a twin"], compared, num_text_columns=1),
-        f"How clients behaved: {manners}. Changes: {changes}.",
+        table(["kind of request", "answers compared"], compared, num_text_columns=1),
+        f"Answers: {manners}. Calls of the operator's routes: {changes}.",
         _growth(run),
     ]
     if run["problems"]:
@@ -68,8 +76,8 @@ def _by_count(pair: tuple[str, int]) -> tuple[int, str]:
     return -pair[1], pair[0]
 
 
-def _stood_still_s(run: Mapping[str, Any]) -> float:
-    """Time in which the server was not looked at, although that happens every few seconds."""
+def _suspended_s(run: Mapping[str, Any]) -> float:
+    """Time without samples, which are otherwise taken every few seconds."""
     times = [0, *_column(run["busy"], "at_s"), run["seconds"]]
     gaps = [later - earlier for earlier, later in pairwise(times)]
     return sum(gap for gap in gaps if gap > _LONG_GAP_S)
@@ -93,7 +101,7 @@ def _growth(run: Mapping[str, Any]) -> str:
         ]
         for fit in run["growth"]
     ]
-    heads = ["at quiet points, after the warm-up", "level", "growth in an hour", "bound"]
+    heads = ["at quiet points, after the warm-up", "level", "growth per hour", "bound"]
     return table(heads, rows, num_text_columns=1)
 
 
@@ -119,16 +127,17 @@ def _chaos(run: Mapping[str, Any]) -> str:
     parts = [
         f"Seeds {min(seeds)} to {max(seeds)}: **{num_clean} of {len(seeds)} clean** "
         f"({version(run)}). The slowest start took {number(run['load_s'], 1)} s. Seeds that were "
-        f"tried again because this machine stood still: {num_again}.",
+        f"tried again because the machine was suspended: {num_again}.",
         table(
-            ["fault", "times", "right answers again after s, median", "most"],
+            ["fault", "times", "median s to correct answers", "most"],
             rows,
             num_text_columns=1,
         ),
-        f"What {outcomes.total()} requests under faults got: {told}.",
+        f"Outcomes of {outcomes.total()} requests under faults: {told}. `left` means that the "
+        "client disconnected, `lost` that the connection broke.",
     ]
     for part, count in left_out.items():
-        parts.append(f"Left out, because no {part} of our own can be had here: {count} faults.")
+        parts.append(f"Left out, because this system allows no {part} of our own: {count} faults.")
     for one in run["runs"]:
         parts += [f"- seed {one['seed']}: {_head(problem)}" for problem in one["problems"]]
     return "\n\n".join(parts)

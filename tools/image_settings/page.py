@@ -33,13 +33,13 @@ def compared(data: Mapping[str, Any]) -> str:
             ]
         )
     heads = ("", "all right", "difference", "p", *SCORES[1:], "pixels changed")
-    asked = ", ".join(f"{first[name]['asked']} {name}" for name in SCORES[1:])
+    asked = ", ".join(f"{name}: {first[name]['asked']}" for name in SCORES[1:])
     least = max(row["scores"][SCORES[0]]["detectable"] for row in scores.values())
     told = (
-        f"{first[SCORES[0]]['asked']} questions ({asked}). Differences are in points. With "
-        f"{len(scores)} comparisons, a p-value below {0.05 / len(scores):.4f} would be rare even "
-        f"if no setting mattered. A true difference of {100 * least:.0f} points would have shown "
-        "in 80 % of such comparisons, a smaller one in fewer."
+        f"{first[SCORES[0]]['asked']} prompts ({asked}). Differences are in percentage points. "
+        f"With {len(scores)} comparisons, a p-value below {0.05 / len(scores):.4f} would be rare "
+        f"even if no setting mattered. A true difference of {100 * least:.0f} points would have "
+        "shown in 80 % of such comparisons, a smaller one in fewer."
     )
     return "\n\n".join([table(heads, rows, num_text_columns=1), told, origin(dict(data))])
 

@@ -1,9 +1,9 @@
 """Estimates the memory of a training from a model's configuration alone.
 
-The model is built of tensors without numbers and one forward pass is run on them. So the tensors
-that autograd would keep for the backward pass are counted exactly, for any architecture. The rest
-is arithmetic: an adapter of rank r has r (in + out) numbers of 4 bytes per layer, the same again
-for its gradient and twice that for Adam's two means (Kingma and Ba 2015, arXiv:1412.6980).
+The model is built from tensors without memory, and one forward pass is run on them. The tensors
+that autograd would keep for the backward pass are thus counted exactly, for any architecture. The
+rest is arithmetic: an adapter of rank r has r (in + out) numbers of 4 bytes per layer, the same
+again for its gradient and twice that for Adam's two means (Kingma and Ba 2015, arXiv:1412.6980).
 """
 
 from collections.abc import Callable, Iterable, Mapping

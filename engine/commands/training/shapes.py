@@ -76,7 +76,7 @@ def estimate_training(shape: Shape, order: TrainingOrder) -> MemoryEstimate:
 
 @contextmanager
 def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """A context for the type of new tensors; without numbers they cannot be cast afterwards."""
+    """A context for the type of new tensors; on the meta device they cannot be cast afterwards."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:

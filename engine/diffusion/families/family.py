@@ -157,7 +157,7 @@ class Family(Protocol):
         """Run one call over rows of one `denoiser_key` and latent shape.
 
         Returns raw predictions `[R, C, h, w]`, fp32. Prompts may differ in length. If
-        `row_layouts.is_exact`, a row's predictions have the same bits in any company.
+        `row_layouts.is_exact`, a row's predictions have the same bits in any batch.
         """
         ...
 

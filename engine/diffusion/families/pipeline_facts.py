@@ -18,7 +18,7 @@ class PipelineFacts:
 
     max_references: int = 0
     dropped: re.Pattern[str] | None = None
-    """The beginnings of the names of dropped tensors."""
+    """The prefixes of the names of dropped tensors."""
     num_text_layers: int | None = None
     """The layers of the text encoder that are kept; None: all of them."""
 

@@ -35,8 +35,8 @@ def denoise_by_layout(
 
 
 def is_exact(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether a row's predictions have the same bits in any company, as on a CPU in fp32 with our
-    own operations."""
+    """Whether a row's predictions have the same bits in any batch, as on a CPU in fp32 with our own
+    operations."""
     is_fp32_on_cpu = device.type == "cpu" and dtype is torch.float32
     return is_fp32_on_cpu and native.missing() is None
 

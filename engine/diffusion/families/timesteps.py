@@ -35,7 +35,7 @@ class RowTimesteps(nn.Module):
 
 
 class RowSiLU(nn.Module):
-    """`SiLU`, with the same bits for a row in any company."""
+    """`SiLU`, with the same bits for a row in any batch."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Apply SiLU to `[R, ...]`; the shape stays."""
@@ -43,8 +43,8 @@ class RowSiLU(nn.Module):
 
 
 def silu(x: torch.Tensor) -> torch.Tensor:
-    """Compute `x * sigmoid(x)`; on a CPU a row has the same bits in any company, and with any
-    number of threads."""
+    """Compute `x * sigmoid(x)`; on a CPU a row has the same bits in any batch, and with any number
+    of threads."""
     if not x.is_cpu:
         return F.silu(x)
     cells = x if x.is_contiguous() else x.movedim(1, -1)

@@ -9,7 +9,7 @@ from engine.diffusion.families.original_names import OriginalNames
 PREFIX = "model.diffusion_model."
 """The beginning of names in files that may also hold text encoders and a VAE."""
 _OURS = ("transformer_blocks.", "all_x_embedder.")
-"""The beginnings of names by which diffusers' names are recognised."""
+"""The name prefixes by which diffusers' names are recognised."""
 _THEIRS = (PREFIX, "double_blocks.", "joint_blocks.", "noise_refiner.0.attention.qkv.")
 _SCALE = ".scale_weight"
 """The end of the names of ComfyUI's scales of 8-bit floats."""

@@ -34,7 +34,7 @@ class ClipStates:
 class ClipPromptEncoder:
     """One CLIP text encoder with its tokenizer.
 
-    Chunks are encoded one at a time: the same text has the same bits in any company, and a plain
+    Chunks are encoded one at a time: the same text has the same bits in any batch, and a plain
     prompt of one chunk has those of diffusers' `encode_prompt`.
 
     Args:

@@ -38,7 +38,7 @@ def lift_off_white(rgb: Bytes, alpha: Bytes) -> Bytes:
 def resize_mask(mask: Bytes, width: int, height: int) -> Bytes:
     """Resize a mask `[H, W]`; each pixel takes the largest level of what it covers.
 
-    So no masked pixel is lost, however small the result; an average or the nearest pixel would lose
+    No masked pixel is lost, however small the result; an average or the nearest pixel would lose
     thin strokes.
     """
     if mask.shape == (height, width):

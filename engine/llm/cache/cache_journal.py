@@ -1,7 +1,7 @@
-"""What a prefix cache takes in and drops, in order, for those who route requests by it.
+"""Records what a prefix cache adds and drops, in order, for routers that choose workers by it.
 
-The records are plain data. Somebody takes them between two steps, such as
-`engine.worker.kv_events`; applied to an empty set, all of them together give the blocks that the
+The records are plain data. They are taken between two steps, for example by
+`engine.worker.kv_events`. Applied to an empty set, all of them together give the blocks that the
 cache has.
 """
 
@@ -90,8 +90,8 @@ class CacheJournal:
         windows: how far each layer group looks back (`engine.contract.kv_layout`).
 
     Attributes:
-        num_dropped: how many times records that were taken did not arrive in time. Whoever takes
-            them counts.
+        num_dropped: how many times records that were taken did not arrive in time. The code that
+            takes them counts.
     """
 
     def __init__(self, block_size: int, windows: Sequence[int | None]) -> None:

@@ -63,8 +63,8 @@ class PrefixCache:
 
     Args:
         clock: `time.monotonic`, or a test's own; only pins depend on it.
-        journal: learns what is indexed no longer. Those who know a block's text tell it what is
-            indexed newly.
+        journal: is told here what leaves the index; what enters it is told by code that knows the
+            block's text.
     """
 
     def __init__(

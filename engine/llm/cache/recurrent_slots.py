@@ -6,8 +6,9 @@ kept for other texts with the same beginning, and the next step writes to anothe
     tokens    [ 0 … 15 | 16 17 … 31 | 32 33 ]        block_size 16
     slots            7           3      9            7 and 3 are in the prefix cache, 9 changes
 
-A state cannot forget tokens that it has read. So a step that computes drafts keeps the slot that it
-read: if a draft turns out wrong, the text goes on from there, and its right tokens are run again.
+A state cannot forget tokens that it has read. A step that computes drafts therefore keeps the slot
+that it read: if a draft turns out wrong, the text continues from there, and its right tokens are
+run again.
 """
 
 from collections import Counter
@@ -86,7 +87,7 @@ class RecurrentPool:
         """Recount slowly, between two steps.
 
         Raises:
-            InvariantViolation: a slot is lost or has a false owner.
+            InvariantViolation: a slot is lost or has a wrong owner.
         """
         self._slots.cache.check_invariants()
         check(not self._read, "a step was made, but not decided")

@@ -2,8 +2,8 @@
 
 A step with drafts may have a size that is not recorded yet, use caches less well, or take longer in
 ways that a sum over its rows does not show. After a wrong draft, a recurrent state must read some
-tokens again. So a step's time is compared with the expected time of the same step without either,
-and the difference is charged to the rows of drafts.
+tokens again. A step's time is therefore compared with the expected time of the same step without
+either, and the difference is charged to the rows of drafts.
 """
 
 _PRIOR = 0.2
@@ -12,7 +12,7 @@ _MEMORY = 32
 """The number of steps with drafts after which an old one weighs 1 / e."""
 _PATIENCE = 256
 """The number of steps without drafts after which everything weighs 1 / e, so that drafts that were
-too dear get another chance."""
+too expensive get another chance."""
 _LEAST, _MOST = 0.5, 20.0
 _FARTHEST = 3.0
 """Excess time beyond this many times the plain duration has other causes, and is not counted."""

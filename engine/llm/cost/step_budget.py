@@ -1,13 +1,13 @@
 """Decides how many prompt tokens a step takes beside sequences that wait for their next token.
 
-A long chunk of a prompt delays everybody who is being answered. So a step with both must take no
-longer than a target, and prompts get the time that is left (as in Sarathi-Serve, Agrawal et al.
-2024, arXiv:2403.02310, but by measured times instead of a number of tokens). A step that delays
+A long chunk of a prompt delays every client that is being answered. A step with both must therefore
+take no longer than a target, and prompts get the time that is left (as in Sarathi-Serve, Agrawal et
+al. 2024, arXiv:2403.02310, but by measured times instead of a number of tokens). A step that delays
 nobody takes as many tokens as it may.
 
 The target is `max_step_ms`, or `max_step_ratio` times the step that the same sequences will take
-once all of them decode. Everybody will soon see that pace, so it is the measure of how much waiting
-is noticed. Such a target does not depend on the machine's speed.
+once all of them decode. All clients will soon get that pace, so it decides how much waiting is
+noticed. Such a target does not depend on the machine's speed.
 """
 
 import math

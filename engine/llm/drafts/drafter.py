@@ -2,9 +2,9 @@
 
 A step computes one more row for each guessed token and keeps the guesses that turn out right
 (speculative decoding, Leviathan et al. 2023, arXiv:2211.17192). A token is drawn from its row's
-logits with its position's random number, whoever guessed it. So it is the very token that would
-have come without drafts, not just one from the same distribution. Guesses change when tokens come,
-but never the text.
+logits with its position's random number, whichever drafter guessed it. It is the same token that
+would have come without drafts, not just one from the same distribution. Guesses change when tokens
+come, but never the text.
 """
 
 from collections.abc import Iterable, Sequence

@@ -2,8 +2,8 @@
 before.
 
 The guesses themselves show whether a text copies another: any guess can be compared with what
-comes, whether a row was computed for it or not. So it costs nothing to learn whether drafts would
-have been right. All texts learn together, so that a new one need not find out by itself.
+comes, whether a row was computed for it or not. It therefore costs nothing to learn whether drafts
+would have been right. All texts learn together, so that a new one need not find out by itself.
 """
 
 _FIRST = (0.3, 0.5, 0.7, 0.8, 0.9)

@@ -64,7 +64,7 @@ class PromptLookup:
         """Guess what follows the text, whose tokens are all in the index.
 
         Returns:
-            `num_tokens` tokens, or none. A text that repeats itself is expected to go on repeating.
+            `num_tokens` tokens, or none. A text that repeats itself is expected to keep repeating.
         """
         place = self._best_place(token_ids)
         if place < 0:

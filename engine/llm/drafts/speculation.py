@@ -2,11 +2,12 @@
 guessed, and how many.
 
 One more row is cheap while reading the weights takes most of a step, and a loss once computing rows
-does. So a draft has a price: its rows, in tokens that the step would have brought in the same time,
-as learned by `engine.llm.cost.step_budget`. Its expected gain is what similar guesses have brought
-to all texts of the worker (`engine.llm.drafts.guess_rates`), and its length is the best at that
-price. A guess that is not worth drafting is still compared with the real text, which costs no row.
-So nothing is drafted as a trial, and a text that begins to copy gets drafts after a token or two.
+does. A draft therefore has a price: its rows, in tokens that the step would have brought in the
+same time, as learned by `engine.llm.cost.step_budget`. Its expected gain is what similar guesses
+have brought to all texts of the worker (`engine.llm.drafts.guess_rates`), and its length is the
+best at that price. A guess that is not worth drafting is still compared with the real text, which
+costs no row. Nothing is therefore drafted as a trial, and a text that begins to copy gets drafts
+after a token or two.
 """
 
 from collections.abc import Iterable, Iterator, Sequence

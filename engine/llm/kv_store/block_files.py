@@ -37,8 +37,8 @@ class BlockFiles:
     writes.
 
     Args:
-        max_bytes: the most bytes of the files, whoever wrote them. Each of two servers may exceed
-            it by an eighth.
+        max_bytes: the most bytes of the files, of all writers together. Each of two servers may
+            exceed it by an eighth.
 
     Raises:
         ModelLoadError: the folder cannot be made or written.
@@ -80,7 +80,7 @@ class BlockFiles:
                     os.utime(path, (used_s, used_s))
 
     def read(self, key: bytes, num_bytes: int) -> memoryview | None:
-        """Read a block of this many bytes. None if there is none; a false file is removed."""
+        """Read a block of this many bytes. None if there is none; an invalid file is removed."""
         path = self._path(key)
         data = bytearray(_HEADER.size + num_bytes)
         try:

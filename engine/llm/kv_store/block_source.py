@@ -63,7 +63,7 @@ class BlockSource(Protocol):
         ...
 
     def note_silence(self) -> None:
-        """Note that a request has waited in vain."""
+        """Note that a request has waited without getting its blocks."""
         ...
 
 

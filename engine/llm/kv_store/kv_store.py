@@ -26,7 +26,7 @@ _MOST_OFFERED = 1 << 14
 _PAUSE_S = 30.0
 """The time without writing after the disk has failed."""
 _REST_S = 30.0
-"""How long the store is not asked after the disk did not answer."""
+"""How long the store is not used after the disk did not respond."""
 _TOUCH_AGAIN_S = 60.0
 _MOST_TOUCHED = 4096
 

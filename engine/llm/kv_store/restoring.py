@@ -31,7 +31,7 @@ from engine.llm.kv_store.kv_store import KvStore
 from engine.runtime.side_work import SIDE_WORK
 
 _ASK_S = 0.002
-"""How long a step waits for the news whether there are files."""
+"""How long a step waits to learn whether there are files."""
 _COPY_S = 0.003
 _COPY_SHARE = 0.1
 _MOST_COPY_S = 0.05

@@ -1,5 +1,5 @@
-"""What two workers say to each other: a greeting that proves both have the same key, then messages
-of known lengths, each with a code that nobody else can make.
+"""The protocol between two workers: a greeting that proves both have the same key, then messages of
+known lengths, each with a code that only holders of the key can make.
 
     lender                               borrower
     format, nonce                      →
@@ -39,7 +39,7 @@ _ENTRY = struct.Struct("<H32s")
 
 
 class ChannelError(Exception):
-    """The other side is not who it should be, or says what it should not."""
+    """The other side cannot prove who it is, or breaks the protocol."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +146,7 @@ class Channel:
         self.send(b"".join(_ENTRY.pack(*entry) for entry in entries))
 
     def receive_entries(self, num_entries: int) -> list[Entry]:
-        """Receive the names of so many blocks."""
+        """Receive the names of that many blocks."""
         return [*_ENTRY.iter_unpack(self.receive(num_entries * _ENTRY.size))]
 
 

@@ -31,8 +31,8 @@ class _Loan:
 class Loans:
     """Prompts whose blocks are held by tables of their own, each for one borrower.
 
-    A loan is a wish: it ends when its blocks were fetched or are not wanted, after some seconds, or
-    when a running text needs the blocks. Loop thread only, unless said otherwise.
+    A loan is not guaranteed: it ends when its blocks were fetched or are not wanted, after some
+    seconds, or when a running text needs the blocks. Loop thread only, unless said otherwise.
 
     Args:
         seconds: how long a loan lasts at most.

@@ -4,7 +4,7 @@ Rows are ordered for the kernels, not as the decision lists them. They form span
 takes as sequences: single rows come first, the longest context first, then prompt chunks. A decode
 with drafts has a span per row, each over the keys of the rows before it. A step of decodes thus has
 the same shape as any other with as many rows, recorded or not. Where a recurrent state reads them
-in order, the rows of such a decode stand together.
+in order, the rows of such a decode are adjacent.
 """
 
 from collections.abc import Mapping, Sequence
@@ -67,8 +67,7 @@ class StepRows:
     pending_rows: list[int]
     """Single rows whose token the previous step draws; row i belongs to span i."""
     drawing_rows: list[int]
-    """Rows from whose logits a token is drawn; those of one sequence stand together, in its
-    order."""
+    """Rows from whose logits a token is drawn; those of one sequence are adjacent, in its order."""
     draws: list[SampleRow]
     """The draw of each drawing row."""
     adapter_slots: Int32Array | None

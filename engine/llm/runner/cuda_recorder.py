@@ -21,13 +21,13 @@ class CudaRecording:
 
 
 class CudaRecorder:
-    """Records on streams of its own, while another thread goes on launching steps.
+    """Records on streams of its own, while another thread continues to launch steps.
 
     All graphs share one memory pool: they never run at the same time.
 
     cuBLAS uses a workspace that belongs to a thread's stream. A graph keeps writing to the
-    workspace of the stream that it was recorded on, wherever it is replayed. So nothing may ever
-    run on that stream: real runs, perhaps beside a replay, use another one.
+    workspace of the stream that it was recorded on, wherever it is replayed. Nothing else may
+    therefore ever run on that stream: real runs, perhaps beside a replay, use another one.
     """
 
     is_cheap = False

@@ -27,7 +27,7 @@ class PartStates:
         self._device = device
         self._states: dict[bytes, Tensor] = {}
         self._begun: dict[bytes, Encoding] = {}
-        """What has not all of its slices yet."""
+        """Parts that do not have all of their slices yet."""
 
     def change(
         self,

@@ -1,5 +1,5 @@
-"""The meeting of a model's ranks, through which they exchange tensors: torch.distributed with gloo,
-on this machine's loopback interface only."""
+"""The process group in which a model's ranks exchange tensors: torch.distributed with gloo, on this
+machine's loopback interface only."""
 
 import os
 import socket

@@ -29,7 +29,7 @@ class LogitsProcessor(Protocol):
     needs_host_tokens: ClassVar[bool]
 
     def add(self, sequence: NewSequence) -> bool:
-        """Take a sequence if its parameters ask for this processor. Returns whether it did."""
+        """Take a sequence if its parameters ask for this processor. Returns whether they do."""
 
     def remove(self, seq_id: int) -> None:
         """Forget a sequence; unknown ids are ignored."""

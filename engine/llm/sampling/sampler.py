@@ -57,7 +57,7 @@ class SampledToken:
     forced: list[int] = field(default_factory=list)
     """Tokens that are certain to follow."""
     error: EngineError | str | None = None
-    """Why there is no token: an error if it is the request's own fault, otherwise words."""
+    """Why there is no token: an error if the request itself caused it, otherwise a message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,8 +150,8 @@ class Sampler:
 
         Args:
             logits: shape [R, V], any float dtype and layout; not changed.
-            rows: R rows, at least one, of sequences that were added. Rows of one sequence stand
-                together at consecutive positions, the later ones with their drafts.
+            rows: R rows, at least one, of sequences that were added. Rows of one sequence are
+                adjacent, at consecutive positions, the later ones with their drafts.
 
         Raises:
             InvariantViolation: an unknown sequence, a position beyond its history, a wrong shape.

@@ -1,4 +1,4 @@
-"""Creates the KV store of a model, and says what its blocks were computed by."""
+"""Creates the KV store of a model, and identifies what computed its blocks."""
 
 import hashlib
 from pathlib import Path
@@ -61,7 +61,7 @@ def create_store(
     """Create the store of a loaded model.
 
     Raises:
-        ModelLoadError: it has no room for enough blocks.
+        ModelLoadError: its limit is too small for enough blocks.
     """
     least_bytes = _FEWEST_BLOCKS * memory.block_bytes
     if intent.kv_store_bytes < least_bytes:

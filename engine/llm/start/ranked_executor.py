@@ -17,8 +17,8 @@ class RankedExecutor:
         self._ranks = ranks
 
     def launch(self, decision: ScheduleDecision) -> LaunchedStep:
-        """Run a step on all ranks. If it fails, this process ends: nobody knows which exchange the
-        others are waiting for."""
+        """Run a step on all ranks. If it fails, this process ends: it is not known which exchange
+        the others are waiting for."""
         try:
             self._ranks.send(decision)
             return self._own.launch(decision)

@@ -35,7 +35,7 @@ from kernels import isa
 from kernels.cache_folder import cache_folder
 
 SILENCE_S = 4.0
-"""The time without a sign of life after which a rank counts as stopped."""
+"""The time without a message after which a rank counts as stopped."""
 LAST_WORDS_S = 3.0
 """The time that rank 0 has to say why a model cannot be loaded, when another rank has ended for the
 same reason."""
@@ -191,8 +191,8 @@ class Ranks:
 
 
 def _scored(new: list[NewSequence]) -> list[NewSequence]:
-    """The new sequences whose prompts are scored, which takes part of the ranks' logits. What else
-    is asked of tokens concerns only the rank that draws them."""
+    """The new sequences whose prompts are scored, which takes part of the ranks' logits. Everything
+    else about tokens concerns only the rank that draws them."""
     return [
         replace(
             one, sampling=SamplingParams(prompt_logprobs=one.sampling.prompt_logprobs), guides=None

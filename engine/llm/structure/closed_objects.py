@@ -24,7 +24,7 @@ _HOLDS_SCHEMA = ("additionalProperties", "items", "prefixItems", "contains")
 def close_objects(schema: Any) -> None:
     """Close the objects of a schema, in place.
 
-    Several schemas may speak of one object, by `allOf` or beside a `$ref`. It can have the
+    Several schemas may describe one object, by `allOf` or beside a `$ref`. It can have the
     properties that any of them lists, so none of these is closed alone. A definition that is also
     referred to alone is closed there, beside the reference.
     """

@@ -1,7 +1,7 @@
 """Translates GBNF for llguidance, so that the same texts are allowed.
 
-GBNF matches characters; llguidance matches lexemes, each as long as possible. So a translation rule
-by rule would allow fewer texts: `w "ing"` with `w ::= [a-z]*` would match nothing, because w
+GBNF matches characters; llguidance matches lexemes, each as long as possible. Translating rule by
+rule would therefore allow fewer texts: `w "ing"` with `w ::= [a-z]*` would match nothing, because w
 consumes the end. A grammar whose rules are not recursive becomes one regular expression. In other
 grammars each character is a lexeme. Single characters cost time, so a stretch, such as a string of
 JSON, becomes one lexeme where that changes nothing: where everything else in the grammar begins
@@ -219,7 +219,7 @@ def _with_stretches(rules: Mapping[str, Node]) -> dict[str, Node]:
             if end > at + 1 and is_apart(whole := Sequence(parts[at:end])):
                 yield Stretch(_expression(whole), Characters(tuple(_first(whole))))
             elif all(isinstance(part, Characters) for part in parts[at:]):
-                yield from parts[at:]  # So a long quoted text is tried only once.
+                yield from parts[at:]  # This tries a long quoted text only once.
                 return
             else:
                 end = at + 1

@@ -1,4 +1,5 @@
-"""Makes the grammars of requested structures in threads, and keeps them while there is room."""
+"""Makes the grammars of requested structures in threads, and keeps them within a limit of
+memory."""
 
 import contextlib
 import threading
@@ -82,7 +83,7 @@ class Grammars:
         self._lock = threading.Lock()
         """Guards the fields below; nothing is made while it is held."""
         self._known: WeakValueDictionary[Structure, Grammar] = WeakValueDictionary()
-        """The grammars that are kept or held by somebody."""
+        """The grammars that are kept or held by a request."""
         self._kept: OrderedDict[Structure, Grammar] = OrderedDict()
         """The kept grammars; the one that was requested last is the last."""
         self._num_kept_bytes = 0
@@ -95,7 +96,7 @@ class Grammars:
             self._quick.take_turn("", 0, partial(_settle, Future[TokenTable](), self._warm_up))
 
     def prepare(self, structure: Structure, client: str = "") -> "Future[Grammar]":
-        """Make a grammar, unless it exists. While somebody holds it, `begin_text` finds it at once.
+        """Make a grammar, unless it exists. While it is held, `begin_text` finds it at once.
 
         The future's exception is an EngineError if the structure cannot be honoured. A structure
         whose future is cancelled before its turn is not read.
@@ -112,8 +113,8 @@ class Grammars:
         return grammar
 
     def begin_text(self, structure: Structure) -> Grammar:
-        """Find a grammar that somebody holds, for a text that follows it until `end_text`. Nothing
-        is made, since steps wait for this.
+        """Find a grammar that is held, for a text that follows it until `end_text`. Nothing is
+        made, since steps wait for this.
 
         Raises:
             InvariantViolation: there is none.

@@ -126,7 +126,7 @@ def _size(value: Any) -> int:
 
 
 def _objects(schema: Any) -> Iterator[Mapping[str, Any]]:
-    """Yield all objects in a schema, whatever they stand for."""
+    """Yield all objects in a schema, whatever their role."""
     left = [schema]
     while left:
         node = left.pop()

@@ -143,7 +143,7 @@ class StructureMask:
         progress.append(token_id)
 
     def error(self, seq_id: int) -> EngineError | None:
-        """Why nothing could be drawn for a sequence, if its structure is to blame."""
+        """Why nothing could be drawn for a sequence, if its structure is the cause."""
         progress = self._progress.get(seq_id)
         return progress.error if progress is not None else None
 
@@ -167,7 +167,7 @@ class StructureMask:
         started_s = perf_counter()
         bits = _allowed(progress)
         if progress.matcher.is_error() and not progress.has_new_start:
-            # Texts share a lexer, so others may be to blame.
+            # Texts share a lexer, so another text may be the cause.
             progress.renewed = self._renewed(progress)
             if not self._is_ready(progress, position):
                 return None

@@ -17,13 +17,13 @@ LIMITS = LLParserLimits(
     verbose_errors=False,
 )
 """The limits of making a grammar and a mask of it. A request that exceeds them ends with an error;
-docs/decisions/014-structured-output.md says what they amount to."""
+docs/decisions/014-structured-output.md explains them."""
 
 _ONE_OF = (
     "more than one branch of a oneOf can match; use anyOf, or give each branch a required property "
     "with a different string as its const"
 )
-"""Replaces the library's words, which name an option that clients do not have."""
+"""Replaces the library's message, which names an option that clients do not have."""
 _NO_TEXT = "no text fits it: it refers to itself without end, or it is too large"
 """Replaces the library's `NoExtensionBias`."""
 _TOO_MANY = re.compile(r"Current row has \d+ items|Too many items")

@@ -3,8 +3,9 @@
 `python -m engine.llm.structure.reader_child PATH VOCAB_SIZE [EOS_TOKEN_ID ...]`, started by
 `engine.llm.structure.reader_process`. Its standard input is a socket that passes another socket for
 each structure. A forked child reads the question from that socket and writes the answer to it; then
-this process adds the child's exit code. So an answer can only reach whoever asked, and a structure
-that takes too much ends only its own child. The process ends when its standard input does.
+this process adds the child's exit code. An answer can therefore reach only the sender of its
+question, and a structure that takes too much ends only its own child. The process ends when its
+standard input does.
 """
 
 import contextlib
@@ -44,7 +45,7 @@ _READ_BYTES = 1 << 16
 
 
 def main() -> None:
-    """Read structures until nobody asks any more."""
+    """Read structures until the worker closes the connection."""
     ignore_group_signals()
     path, vocab_size, *ends = sys.argv[1:]
     table: TokenTable | EngineError
@@ -65,7 +66,7 @@ class _Reading:
 
     process_id: int
     connection: socket.socket
-    """The connection to whoever asked."""
+    """The connection to the sender of the question."""
 
 
 class Reader:
@@ -83,7 +84,7 @@ class Reader:
         """What children are reading, by the end of a pipe that closes when the child ends."""
 
     def run(self) -> None:
-        """Serve until nobody can send an order any more."""
+        """Serve until no order can arrive any more."""
         with selectors.DefaultSelector() as selector:
             selector.register(self._orders, selectors.EVENT_READ)
             while True:
@@ -138,7 +139,7 @@ def _read_and_exit(connection: socket.socket, table: TokenTable | EngineError) -
         connection.sendall(_line(answer(question["structure"], table)))
         exit_code = 0
     except (OSError, MemoryError):
-        pass  # whoever asked is gone, or learns it from the exit code
+        pass  # the sender is gone, or learns it from the exit code
     except BaseException:
         os.dup2(errors, sys.stderr.fileno())
         traceback.print_exc()

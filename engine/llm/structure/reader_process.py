@@ -1,8 +1,9 @@
 """Has structures read by a separate process before the worker compiles them.
 
-A grammar is a small program from outside: some make the compiler run for minutes, take gigabytes or
-overflow its stack. So each is tried out in a child with tight limits, and the answer comes back on
-a socket that belongs to this one question (`engine.llm.structure.reader_child`).
+A grammar is a small program that a client sends: some make the compiler run for minutes, take
+gigabytes or overflow its stack. Each is therefore tried out in a child with tight limits, and the
+answer comes back on a socket that belongs to this one question
+(`engine.llm.structure.reader_child`).
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""Tries a grammar out on the beginnings of some texts that it allows.
+"""Tries out a grammar on the first tokens of some texts that it allows.
 
 Many structures compile but then cannot be followed: a thousand objects that begin alike, or
 hundreds of optional properties, are more than llguidance can track. Most show it within a few
@@ -14,7 +14,7 @@ NUM_TEXTS = 4
 NUM_TOKENS = 16
 """The number of tokens of each text, if it does not end before."""
 TOKEN_SECONDS = 0.1
-"""The most processor time for one token: in a step of the worker others would wait."""
+"""The most processor time for one token: in a step of the worker, other requests would wait."""
 SECONDS = 0.03
 """The processor time after which no further token is tried."""
 _NUM_GUESSES = 8

@@ -12,10 +12,10 @@ STACK_BYTES = 16 << 20
 
 
 class Turns:
-    """Does one piece of work of each client in turn, the shortest first, so that nobody waits for
-    everything that another client asked for.
+    """Does one piece of work of each client in turn, the shortest first, so that no client waits
+    for all work of another one.
 
-    The thread starts when it is first needed, and ends when nobody holds this any more.
+    The thread starts when it is first needed, and ends when this object is not held any more.
     """
 
     def __init__(self, name: str) -> None:

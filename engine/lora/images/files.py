@@ -77,7 +77,7 @@ class Plan:
 
     @property
     def report(self) -> AdapterReport:
-        """The report for whoever asked for the adapter."""
+        """The report for the client that asked for the adapter."""
         ranks = {module.rank for module in self.modules if module.rank is not None}
         num_layers = len({place for module in self.modules for place in module.target})
         return report_of(num_layers, ranks, self.left_out)
@@ -178,7 +178,7 @@ def read_changes(
 
 
 def _module_name(name: str) -> str:
-    """Undo old diffusers' naming, which puts attention's adapters into processors."""
+    """Undo old diffusers' naming, which puts adapters of attention into its processors."""
     return name.replace(".processor.", ".")
 
 

@@ -24,8 +24,8 @@ from engine.lora.source import Source
 
 
 class ImageAdapters(LoadedAdapters[int, Grant]):
-    """The adapters of an image model, each with weights in memory that is borrowed while it is in
-    place. An adapter that comes back is read from its files again.
+    """The adapters of an image model, each with weights in memory that is reserved while it is in
+    place. An adapter that is needed again is read from its files again.
 
     Args:
         dtype: the model's dtype.

@@ -26,7 +26,7 @@ Place = tuple[str, str]
 _ALIGNMENT = 64
 """Alignment in bytes."""
 TEXT_ENCODER = "text_encoder"
-"""The beginning of the names of components that read prompts."""
+"""The prefix of the names of components that read prompts."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The names by which files call a model's layers.
+"""The names that files give to a model's layers.
 
 All spellings are made from the layers that the model has, so underscores need not be guessed apart:
 kohya's `lora_unet_down_blocks_0_...`, diffusers' and PEFT's `unet.down_blocks.0...`, ComfyUI's

@@ -1,7 +1,7 @@
 """Attention whose keys and values follow from one narrow latent per token.
 
 The cache keeps the latent c and the rotated part of the key, which all heads share. The other part
-of a head's key is W c, and its product with a query, q·(W c), is (Wᵀ q)·c. So each query is
+of a head's key is W c, and its product with a query, q·(W c), is (Wᵀ q)·c. Each query is therefore
 multiplied by Wᵀ instead of each cached latent by W. For values, the weighted sum of latents is
 multiplied, not each latent. Prompts and single tokens are computed alike and get the same bits.
 

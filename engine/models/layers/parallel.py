@@ -33,7 +33,7 @@ class TensorParallel:
             )
 
     def among(self, heads: int) -> "TensorParallel":
-        """Return this rank's place where so many key/value heads are divided. If there are fewer
+        """Return this rank's place where that many key/value heads are divided. If there are fewer
         than ranks, neighbouring ranks have the same one. 0 stands for things that are no heads."""
         if not 0 < heads < self.size or self.size % heads:
             return self

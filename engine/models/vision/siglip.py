@@ -216,7 +216,7 @@ class VisionTower(nn.Module):
 
 class TowerEncoder(nn.Module):
     """A `PictureEncoder`: a tower, and a projector that joins the states of neighbouring patches to
-    prompt rows. Slices are the same in any company, and so are their bits."""
+    prompt rows. Slices are the same in any batch, and so are their bits."""
 
     def __init__(self, tower: VisionTower, projector: Callable[[Tensor], Tensor]) -> None:
         super().__init__()

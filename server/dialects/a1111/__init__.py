@@ -1,1 +1,2 @@
-"""The API of AUTOMATIC1111's web UI. Start at `routes.py`; `convert.py` says what fields become."""
+"""The API of AUTOMATIC1111's web UI. Start at `routes.py`; `convert.py` says what each field
+becomes."""

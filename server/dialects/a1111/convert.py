@@ -38,7 +38,7 @@ OWN_NAMES: Mapping[str, str] = {
     "invert_mask": "inpainting_mask_invert",
     "mask_content": "inpainting_fill",
 }
-"""Our names of fields → A1111's, for messages."""
+"""Our field names → A1111's, for messages."""
 
 _DEFAULT_RESIZE = 2.0
 _MASK_CONTENTS = {0: "fill", 1: "original"}

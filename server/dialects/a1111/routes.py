@@ -92,7 +92,7 @@ async def png_info(body: PngInfoRequest, request: Request, state: StateDep) -> d
 
 @router.get("/sdapi/v1/progress", summary="Progress", responses=answers({"progress": 0.5}))
 async def progress(state: StateDep) -> dict[str, Any]:
-    """Returns the progress of the oldest unfinished request, whoever sent it; `GET /v1/images/{id}`
+    """Returns the progress of the oldest unfinished request of any client; `GET /v1/images/{id}`
     returns that of any request."""
     job = next(iter(state.image_jobs.live()), None)
     done = job.progress if job else 0.0

@@ -31,7 +31,7 @@ OWN_NAMES: Mapping[str, str] = {
     "function.parameters": "input_schema",
     "function.strict": "strict",
 }
-"""OpenAI's names of fields → Anthropic's, for messages."""
+"""OpenAI's field names → Anthropic's, for messages."""
 
 Content = str | list[dict[str, Any]]
 """The content of a message of OpenAI's: a text, or its parts."""

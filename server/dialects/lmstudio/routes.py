@@ -43,7 +43,7 @@ async def list_models(state: StateDep) -> dict[str, Any]:
 
 @router.post("/load", summary="Load a model, as LM Studio does", **_CHANGES)
 async def load(body: LoadRequest, request: Request, state: StateDep) -> Any:
-    """Answers once the model serves. The load goes on if the client leaves."""
+    """Answers once the model serves. The load continues if the client disconnects."""
     annotate(request, model=body.model)
     began_s, name = time.monotonic(), body.model
     if not await _is_awake(state, name):

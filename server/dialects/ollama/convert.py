@@ -26,7 +26,7 @@ OWN_NAMES: Mapping[str, str] = {
     "response_format": "format",
     "reasoning_effort": "think",
 }
-"""OpenAI's names of fields → Ollama's, for messages."""
+"""OpenAI's field names → Ollama's, for messages."""
 
 
 def served_name(engine: EngineClient, name: str | None) -> str | None:

@@ -33,7 +33,7 @@ export function goOn(id, message) {
   begin(id, { parent: message.parent, model: message.model, prefix: message.content, tokens: message.tokens });
 }
 
-/** Takes another token at one place of an answer and goes on from there, in another version. */
+/** Takes another token at one place of an answer and continues from there, in another version. */
 export function branchAt(id, message, index, other) {
   const { tokens } = runs.get(message.id) ?? message;
   const old = tokens[index];

@@ -60,7 +60,7 @@ export function Composer({ id, isReady, takesPictures, running, onSend, active }
   };
   return html`<div class="composer" onPaste=${take} onDrop=${take} onDragOver=${(event) => takesPictures && event.preventDefault()}>
     ${problem && html`<p class="hint" role="alert">${problem}</p>`}
-    ${isWaiting && html`<p class="hint" role="status">It is sent as soon as there is a model.</p>`}
+    ${isWaiting && html`<p class="hint" role="status">It is sent as soon as a model is available.</p>`}
     ${images.length > 0 && html`<ul class="attached">
       ${images.map((url, i) => html`<li><img src=${url} alt=${`Picture ${i + 1}`} />
         <${IconButton} icon="close" size=${13} label=${`Remove picture ${i + 1}`} onClick=${() => setImages(images.filter((_, j) => j !== i))} /></li>`)}

@@ -46,7 +46,7 @@ export function Grounds({ messageId, grounds: { isRunning, error, num, doubts },
       <q>${text}</q>
       <span>${isContrary ? `The conversation may say otherwise: ${conflicts.join(", ")}.` : "Nothing before it says this."}</span>
     </li>`)}</ul>`}
-    <p class="hint">Each sentence is compared with the system prompt and your messages, by likeness and by words. This is a hint and no proof: nothing here
+    <p class="hint">Each sentence is compared with the system prompt and your messages, by similarity and by words. This is a hint, not proof: nothing here
       understands the text, and what the conversation does not say may still be true.</p>
   </details>`;
 }

@@ -28,11 +28,11 @@ export function Panel({ settings, card, model, initial, onChange, onClose, isDef
     </header>
     <${TextField} label="System prompt" rows=${4} value=${settings.system} onChange=${(system) => onChange({ system })} />
     <${Toggle} label="Raw completion" value=${settings.isRaw} onChange=${(isRaw) => onChange({ isRaw })}
-      hint="The model goes on with your text as it is, without the form of a chat, a system prompt or tools." />
+      hint="The model continues your text as it is, without a chat template, a system prompt or tools." />
     <${Toggle} label="Show probabilities" value=${settings.showsTokens} onChange=${(showsTokens) => onChange({ showsTokens })}
-      hint="Colours each token by its probability. Click one to see what else could have come, and write on from there." />
+      hint="Colours each token by its probability. Click a token to see the alternatives and to continue from one of them." />
     ${comparer() && html`<${Toggle} label="Compare answers with the conversation" value=${settings.showsGrounds} onChange=${(showsGrounds) => onChange({ showsGrounds })}
-      hint="Names the sentences that nothing in the system prompt and your messages supports. Put the texts that answers should rest on there." />`}
+      hint="Lists the sentences that nothing in the system prompt and your messages supports. Put your source texts there." />`}
     ${SAMPLERS.map(({ name, fallback, ...field }) => html`<${NumberField} key=${name} ...${field} value=${settings.sampling[name]}
       fallback=${card?.default_sampling?.[name] ?? fallback} onChange=${sample(name)} />`)}
     <div class="two">
@@ -40,7 +40,7 @@ export function Panel({ settings, card, model, initial, onChange, onClose, isDef
       <${Field} label="Seed">${(id) => html`<input id=${id} type="number" placeholder="random" value=${settings.sampling.seed ?? ""} onInput=${whole("seed")} />`}</>
     </div>
     <${Field} label="Reasoning">${(id) => html`<select id=${id} value=${settings.effort} onChange=${(event) => onChange({ effort: event.target.value })}>
-      <option value="">as the model is used to</option>${EFFORTS.map((effort) => html`<option value=${effort}>${effort}</option>`)}
+      <option value="">the model's default</option>${EFFORTS.map((effort) => html`<option value=${effort}>${effort}</option>`)}
     </select>`}</>
     <${JsonField} label="JSON schema of the answer" value=${settings.schema} onChange=${(schema) => onChange({ schema })}
       placeholder='{"type": "object", "properties": {"city": {"type": "string"}}}' />

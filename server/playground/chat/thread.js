@@ -61,7 +61,7 @@ function Turn({ id, one, message, model, isLast, onRender }) {
     </div>`)}
     <div class="votes" role="group" aria-label="Which answer is better?">
       ${isVoted
-        ? html`<p class="hint">${pair.every(({ vote }) => vote === "tie") ? "You called it a tie." : `You preferred ${pair.find(({ vote }) => vote === "win").model}. The conversation goes on from there.`}</p>`
+        ? html`<p class="hint">${pair.every(({ vote }) => vote === "tie") ? "You called it a tie." : `You preferred ${pair.find(({ vote }) => vote === "win").model}. The conversation continues from there.`}</p>`
         : html`<button type="button" onClick=${decide(pair[0])}>Left is better</button>
             <button type="button" onClick=${decide(null)}>Tie</button>
             <button type="button" onClick=${decide(pair[1])}>Right is better</button>`}
@@ -73,7 +73,7 @@ function Welcome({ model, models, onAsk }) {
   const news = models.find(({ id }) => id === model);
   return html`<div class="welcome">
     <h2>What would you like to know?</h2>
-    ${news && news.state !== "loaded" && html`<p class="hint">${news.id} is ${news.state}${news.progress ? `, ${Math.round(news.progress * 100)} %` : ""}. You can ask already; the answer comes once it is ready.</p>`}
+    ${news && news.state !== "loaded" && html`<p class="hint">${news.id} is ${news.state}${news.progress ? `, ${Math.round(news.progress * 100)} %` : ""}. You can already send a message; the answer starts when the model is ready.</p>`}
     <div class="examples">
       ${EXAMPLES.map((text) => html`<button type="button" disabled=${!model} onClick=${() => onAsk(text, [])}>${text}</button>`)}
     </div>

@@ -35,7 +35,7 @@ export function Tokens({ conversationId, message, tokens, rest, isRunning, onRen
   const groups = [];
   for (let begin = 0; begin < tokens.length; begin += PER_GROUP) groups.push(tokens.slice(begin, begin + PER_GROUP));
   return html`<div class="tokens">
-    <div class="token-text" ref=${frame} role="group" aria-label="Tokens; arrow keys move, Enter shows what else could have come" onClick=${open} onKeyDown=${keys}>
+    <div class="token-text" ref=${frame} role="group" aria-label="Tokens; arrow keys move, Enter shows the alternatives" onClick=${open} onKeyDown=${keys}>
       ${groups.map((group, i) => html`<${Group} key=${i} tokens=${group} begin=${i * PER_GROUP} current=${at !== null && Math.floor(at / PER_GROUP) === i ? at : null} />`)}
       ${rest.length > shown.length && html`<span class="token-rest">${rest.slice(shown.length)}</span>`}
     </div>
@@ -84,7 +84,7 @@ function Alternatives({ token, anchor, onClose, onPick }) {
   };
   const all = [token, ...token.others].sort((a, b) => b.logprob - a.logprob);
   return html`<div popover="auto" ref=${list} class="alternatives" role="dialog" aria-labelledby=${title} onToggle=${toggle} onKeyDown=${keys} tabindex="-1">
-    <p id=${title}>Pick a token to write on from it</p>
+    <p id=${title}>Pick a token to continue from it</p>
     ${all.map((one) => {
       const text = textOf([one]);
       const isEnd = END.test(text);

@@ -104,8 +104,8 @@ function ModelSelect({ label, models, value, onChange }) {
 }
 
 function Missing() {
-  return html`<div class="page"><h1>Not here</h1>
-    <p>This browser has no such conversation. <a href="#/chat">Begin a new one.</a></p>
+  return html`<div class="page"><h1>Not found</h1>
+    <p>This browser has no such conversation. <a href="#/chat">Start a new one.</a></p>
   </div>`;
 }
 

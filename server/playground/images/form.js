@@ -23,9 +23,9 @@ const UPSCALERS = [
   ["lanczos", "Picture"],
 ];
 const HINTS = {
-  redraw: "Draws the picture anew, towards the prompt.",
-  mask: "Draws only what you paint over. Every other pixel stays.",
-  extend: "Grows the picture. Every pixel of it stays.",
+  redraw: "Redraws the picture, guided by the prompt.",
+  mask: "Redraws only what you paint over. All other pixels stay unchanged.",
+  extend: "Extends the picture. Its own pixels stay unchanged.",
   instruct: "The prompt says what to change.",
 };
 
@@ -117,7 +117,7 @@ function OfMode({ how, now, put, card }) {
   const has = (name) => how.fields.includes(name);
   const isMask = how.id === "mask";
   return html`
-    ${isMask && html`<p class="hint">Describe the whole picture, with what should be under the mask.</p>`}
+    ${isMask && html`<p class="hint">Describe the whole picture, including what should appear under the mask.</p>`}
     ${has("strength") && html`<${NumberField} label="Strength" value=${now.strength} onChange=${put("strength")} min=${0} max=${1} step=${0.05}
       fallback=${isMask ? 1 : 0.8} hint=${isMask ? "Below 1, what is under the mask shows through." : "How much changes; 1 keeps nothing."} />`}
     ${has("feather") && html`<${NumberField} label="Feather, in pixels" value=${now.feather} onChange=${put("feather")} min=${0} max=${64} step=${1} fallback=${FEATHER} />`}
@@ -126,7 +126,7 @@ function OfMode({ how, now, put, card }) {
     ${isMask && html`<${Toggle} label="Zoom in on the mask" hint="Draws only the part around the mask, at full size." value=${now.crop_to_mask ?? false} onChange=${put("crop_to_mask")} />
       ${now.crop_to_mask && html`<${NumberField} label="Surroundings, in pixels" value=${now.crop_padding} onChange=${put("crop_padding")} min=${0} max=${256} step=${8} fallback=${32} />`}
       <${Toggle} label="Use the mask's grey levels" hint="The mask's soft edges say how much may change." value=${now.soft_mask ?? false} onChange=${put("soft_mask")} />
-      ${(now.strength ?? 1) < 1 && html`<${Toggle} label="Fill with the surroundings first" hint="Helps to remove a thing."
+      ${(now.strength ?? 1) < 1 && html`<${Toggle} label="Fill with the surroundings first" hint="Helps to remove an object."
         value=${now.mask_content === "fill"} onChange=${(on) => set({ mask_content: on ? "fill" : undefined })} />`}`}
   `;
 }
@@ -215,7 +215,7 @@ function More({ card, now, put, how }) {
         options=${[["", `${card.default_scheduler} (the model's)`], ...card.schedulers.filter((name) => name !== card.default_scheduler).map((name) => [name, name])]} />
       ${!how && html`<${Toggle} label="Second, larger pass" value=${Boolean(hires)} onChange=${(on) => set({ hires: on ? { scale: 2, strength: 0.7 } : undefined })} />`}
       ${!how && hires && html`
-        <${NumberField} label="Times as large" value=${hires.scale} onChange=${(scale = 2) => set({ hires: { ...hires, scale, size: undefined } })} min=${1} max=${4} step=${0.25} fallback=${2} />
+        <${NumberField} label="Enlargement factor" value=${hires.scale} onChange=${(scale = 2) => set({ hires: { ...hires, scale, size: undefined } })} min=${1} max=${4} step=${0.25} fallback=${2} />
         <${NumberField} label="Strength of the second pass" value=${hires.strength} onChange=${(strength = 0.7) => set({ hires: { ...hires, strength } })} min=${0} max=${1} step=${0.05} fallback=${0.7} />
         <${Pick} label="What is enlarged" value=${hires.upscaler ?? "latent"} onChange=${(upscaler) => set({ hires: { ...hires, upscaler } })} options=${UPSCALERS} />`}
       ${isGuided && html`
@@ -227,7 +227,7 @@ function More({ card, now, put, how }) {
       <${NumberField} label="Skip layers of CLIP" value=${now.clip_skip} onChange=${put("clip_skip")} min=${0} max=${11} step=${1} fallback=${0} />
       <${Toggle} label="Transparent background" value=${now.background === "transparent"} onChange=${(on) => set({ background: on ? "transparent" : undefined })} />
       <${Pick} label="File" value=${now.output_format ?? "png"} onChange=${put("output_format")} options=${[["png", "PNG"], ["jpeg", "JPEG"], ["webp", "WebP"]]} />
-      <button type="button" class="quiet" onClick=${() => (settings.value = { model: card.id, prompt: now.prompt })}>Back to the model's settings</button>
+      <button type="button" class="quiet" onClick=${() => (settings.value = { model: card.id, prompt: now.prompt })}>Reset to the model's settings</button>
     </div>
   </details>`;
 }

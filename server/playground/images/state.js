@@ -91,7 +91,7 @@ export async function restore(body, files) {
   mode.value = wanted ?? mode.value;
   if (!wanted) input.value = null;
   else if (files?.image) await restoreInput(files);
-  else if (!input.value) notes.value = [...notes.value, "The picture was made from another one, which its file does not hold. Choose that one as the input."];
+  else if (!input.value) notes.value = [...notes.value, "The picture was made from another one, which its file does not contain. Choose that one as the input."];
 }
 
 async function restoreInput({ image, others = [], mask }) {

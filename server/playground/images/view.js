@@ -123,7 +123,7 @@ function Empty({ card }) {
   };
   return html`<div class="empty">
     <${Icon} name="images" size=${40} />
-    <p>Describe a picture, or drop one here. A picture that was drawn here brings its settings along.</p>
+    <p>Describe a picture, or drop one here. Dropping a picture that was drawn here restores its settings.</p>
     <button type="button" onClick=${run}>${example}</button>
   </div>`;
 }

@@ -1,4 +1,4 @@
-// The models: their states and memory, what they do now, and the requests in work.
+// The models: their states and memory, what they do now, and the running requests.
 import { html, useEffect, useRef, useState } from "../lib/dom.js";
 import { call, send } from "../lib/api.js";
 import { bytes, percent, rate, seconds } from "../lib/format.js";
@@ -168,7 +168,7 @@ function Requests({ requests }) {
     }
   };
   return html`<section aria-labelledby="requests">
-    <h2 id="requests">Requests in work</h2>
+    <h2 id="requests">Running requests</h2>
     ${error && html`<${ErrorNote} error=${error} />`}
     ${requests.length === 0
       ? html`<p class="hint">None at present.</p>`

@@ -20,7 +20,7 @@ _NOTES = {
     "repetition": "[The answer repeated itself and was stopped.]",
     "empty": "[The model answered nothing. The question is not kept.]",
 }
-"""What is told of answers that ended in a way that nobody expects."""
+"""What is shown for answers that ended in an unexpected way."""
 _FULL = "[The answer was cut off: the conversation is as long as the model can read.]"
 HISTORY = "chat_history"
 """The file in the cache folder with the lines of earlier chats."""

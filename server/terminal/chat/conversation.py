@@ -8,8 +8,8 @@ import httpx
 from server.terminal.client import read_events
 
 _LOOPS = {"max_pattern_size": 48, "min_count": 8}
-"""The rule for answers that repeat themselves: small models may do so to the end of their context,
-and nobody wants to read that."""
+"""The rule for answers that repeat themselves: small models may do so to the end of their
+context."""
 
 
 class Conversation:

@@ -54,7 +54,7 @@ class SlashCommands:
         self._chat = conversation
 
     def run(self, line: str) -> None:
-        """Do what a line says, and tell the outcome."""
+        """Carry out a line, and print the outcome."""
         name, _, rest = line.partition(" ")
         command = COMMANDS.get(name)
         try:

@@ -24,11 +24,11 @@ _PIPE_CELLS = 160
 """The width of lines in a pipe."""
 
 IsLeft = Callable[[float], bool]
-"""Waits so many seconds; returns whether q was typed, at once then."""
+"""Waits that many seconds, or until q is typed; returns whether it was."""
 
 
 def top_command(settings: ClientSettings, *, once: bool) -> int:
-    """Show readings until somebody leaves, or one. Returns the exit code: 1 if no server
+    """Show readings until the user quits, or only one. Returns the exit code: 1 if no server
     answers."""
     is_live = not once and sys.stdout.isatty()
     with open_client(settings) as client:

@@ -17,7 +17,7 @@ _WANTED = (
     *("memory_held_bytes", "memory_budget_bytes"),
 )
 _WANTED_ENDS = ("_num_running", "_num_waiting")
-"""The gauges of other kinds than text models."""
+"""The gauges of kinds other than text models."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Reading:
         time_s: a clock that never goes back.
         phase: the server's phase.
         models: the states of `/ready`.
-        requests: the requests in work, oldest first; with keys, only those of our key.
+        requests: the running requests, oldest first; with keys, only those of our key.
         samples: numbers of `/metrics`.
     """
 
@@ -62,7 +62,7 @@ class Reading:
         return self._work("waiting", labels)
 
     def _work(self, state: str, labels: dict[str, str]) -> int:
-        """What runs or waits at models of all kinds: each kind has gauges of its own."""
+        """What runs or waits at models of all kinds together: each kind has its own gauges."""
         names = {one.name for one in self.samples if one.name.endswith(f"_{state}")}
         return round(self.sum(*names, **labels))
 

@@ -14,7 +14,7 @@ from server.terminal.visible import visible
 _MAX_REQUESTS = 30
 _BAR_CELLS = 30
 _STYLES = {"ready": "green", "failed": "bold red", "stopped": "red"}
-"""Colours of phases; others are on their way."""
+"""Colours of phases; those without one are in progress."""
 
 
 def view(url: str, before: Reading | None, now: Reading, problem: str | None) -> RenderableType:

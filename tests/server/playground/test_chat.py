@@ -239,7 +239,7 @@ async def test_what_is_sent_before_the_page_knows_a_model_is_asked_once_it_does(
     await page.route("**/v1/models", answer_late)
     await page.goto(f"{visit.url}/?again#/chat")
     await ask(page, "Anybody?")
-    await expect(page.get_by_text("as soon as there is a model")).to_be_visible()
+    await expect(page.get_by_text("as soon as a model is available")).to_be_visible()
     may_answer.set()
     await expect(answers(page)).to_have_text("here I am")
 

@@ -30,4 +30,4 @@ def test_the_table_says_what_was_measured():
     cells = [f"{100 * value:.1f} %", interval, "0.2500", *[interval] * 3, f"{100 * changed:.1f} %"]
     assert f"| 5 steps | {' | '.join(cells)} |" in text
     assert "| 0.0002 |" in text and "| *defaults* | 50.0 % |" in text
-    assert "below 0.0250" in text and "difference of 19 points" in text and "40 questions" in text
+    assert "below 0.0250" in text and "difference of 19 points" in text and "40 prompts" in text
