@@ -31,10 +31,17 @@ MIB = 1 << 20
 
 def worker_bytes(pid: int) -> int:
     """PSS, but the pages of mapped files whole: as of a worker that shares its libraries with no
-    other process. Others run torch, too, while tests do."""
+    other process. Others run torch, too, while tests do. The memory of its own of a process that it
+    has started, which reads structures, counts as well."""
+    kib = memory_kib(pid)
+    started = " ".join(path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children"))
+    beside = sum(memory_kib(int(helper))["Pss_Anon"] for helper in started.split())
+    return 1024 * (kib["Pss_Anon"] + kib["Pss_Shmem"] + kib["Rss"] - kib["Anonymous"] + beside)
+
+
+def memory_kib(pid: int) -> dict[str, int]:
     text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    kib = {name: int(value) for name, value in re.findall(r"^(\w+):\s+(\d+) kB", text, re.M)}
-    return 1024 * (kib["Pss_Anon"] + kib["Pss_Shmem"] + kib["Rss"] - kib["Anonymous"])
+    return {name: int(value) for name, value in re.findall(r"^(\w+):\s+(\d+) kB", text, re.M)}
 
 
 def settled_bytes(pid: int) -> int:
@@ -86,9 +93,11 @@ def test_a_worker_takes_what_was_planned(quantization, server):
     with loaded(server, "m", TEXT, quantization=quantization) as pid:
         body = {"prompt": "The quick brown fox. " * 150, "max_tokens": 8, "model": "m"}
         ask(server, "completions", body)
+        ask(server, "completions", body | {"structured_outputs": {"regex": "[a-z ]{1,9}"}})
         measured = settled_bytes(pid)
     wanted = planned(TEXT, quantization)
-    assert measured == pytest.approx(wanted, rel=0.1), (measured / MIB, wanted / MIB)
+    # While the table of tokens is made, it takes more than afterwards.
+    assert 0.8 * wanted < measured <= 1.02 * wanted, (measured / MIB, wanted / MIB)
 
 
 def test_a_worker_that_draws_takes_what_was_planned(server):

@@ -109,7 +109,7 @@ def test_a_killed_worker_takes_its_own_requests_along_and_comes_back(server):
 
 
 def test_more_than_fit_are_refused_with_the_number_that_fits(start_server, tiny_llama):
-    options = ("--replicas", "3", "--memory-gib", "1.1", "--kv-cache-memory-gib", "0.05")
+    options = ("--replicas", "3", "--memory-gib", "0.9", "--kv-cache-memory-gib", "0.05")
     server = start_server("--model", f"m={tiny_llama()}", *options, wait=False)
     assert server.process.wait(120) == 1
     log = server.log()

@@ -29,7 +29,14 @@ class Host:
         self.reserved.append((device, purpose, num_bytes))
         return capacity_bytes - num_bytes
 
-    def borrow(self, device: str, purpose: str, num_bytes: int, capacity_bytes: int) -> Grant:
+    def borrow(
+        self,
+        device: str,
+        purpose: str,
+        num_bytes: int,
+        capacity_bytes: int,
+        shared_bytes: int = 0,
+    ) -> Grant:
         return Grant(0, capacity_bytes)
 
     def give_back(self, grant: Grant) -> None:
