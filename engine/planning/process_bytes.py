@@ -19,6 +19,10 @@ class ProcessBytes:
         """What a worker takes that shares with no other process."""
         return self.own_bytes + self.library_bytes
 
+    def beyond(self, other: "ProcessBytes") -> "ProcessBytes":
+        """What it takes in addition to another one's own memory."""
+        return ProcessBytes(self.own_bytes - other.own_bytes, self.library_bytes)
+
 
 SMALLEST = "text"
 PROCESSES = {

@@ -132,13 +132,7 @@ def _row(
     draft: DraftPlan | None,
     adapter_bytes: int,
 ) -> PlanRow:
-    dtype_bytes = torch_dtype(intent.model_dtype).itemsize
-    step = step_bytes(
-        config,
-        rows=intent.max_num_batched_tokens,
-        drawing_rows=min(intent.max_num_seqs, intent.max_num_batched_tokens),
-        dtype_bytes=dtype_bytes,
-    )
+    step = step_bytes(config, intent)
     # Every text that runs has a place for its recurrent states, which count as weights.
     texts = max(intent.max_num_seqs, target.concurrency)
     of_texts = replace(intent, max_num_seqs=texts)

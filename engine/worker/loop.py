@@ -38,7 +38,7 @@ from engine.errors import (
     InternalError,
     UnsupportedFeature,
 )
-from engine.planning.process_bytes import PROCESSES, SMALLEST
+from engine.planning.process_bytes import PROCESSES, SMALLEST, ProcessBytes
 from engine.processes.logs import configure_logging
 from engine.processes.pulse import Pulse, send_pulses
 from engine.runtime.fault import answer_for
@@ -397,7 +397,8 @@ def load(spec: messages.WorkerSpec, link: Link) -> tuple[AnyEngine, Info]:
     checkpoint = fetch(spec.ref)
     # Importing torch takes a second and most of a process's memory, so the server is told
     # "starting" and asked for memory before that.
-    process = None if spec.config.device.startswith("cuda") else reserve_process(link)
+    least = PROCESSES[SMALLEST]
+    process = None if spec.config.device.startswith("cuda") else reserve_process(link, least)
     from engine.runtime.device import choose_cpu_isa, choose_device, num_usable_cores
     from kernels.cache_folder import use_cache_folder
 
@@ -413,8 +414,8 @@ def load(spec: messages.WorkerSpec, link: Link) -> tuple[AnyEngine, Info]:
     config = config.with_share_of(num_usable_cores())
     config = with_fetched(config, kind, fetch)
     link.report(Phase.LOADING, 0.0, kind=kind.name)
-    if process is not None:
-        reserve_process(link, kind.name)
+    if process is not None and (own := PROCESSES.get(kind.name, least)) is not least:
+        reserve_process(link, own.beyond(least))
     digest = PendingDigest(checkpoint, cache_dir / "digests")
     engine: AnyEngine
     info: Info
@@ -434,18 +435,14 @@ def load(spec: messages.WorkerSpec, link: Link) -> tuple[AnyEngine, Info]:
     return engine, info
 
 
-def reserve_process(link: Link, kind: str | None = None) -> Grant:
-    """Ask for the memory that a worker takes beside its model: before the kind is known, as much as
-    the smallest one takes; then what that kind takes in addition.
+def reserve_process(link: Link, process: ProcessBytes) -> Grant:
+    """Ask for the memory that a worker takes beside its model.
 
     Raises:
         InsufficientMemory: there is too little.
     """
-    least = PROCESSES[SMALLEST]
-    process = least if kind is None else PROCESSES.get(kind, least)
-    num_bytes = process.own_bytes - (0 if kind is None else least.own_bytes)
     capacity = available_host_memory() + private_bytes()
-    return link.borrow("cpu", PROCESS, num_bytes, capacity, process.library_bytes)
+    return link.borrow("cpu", PROCESS, process.own_bytes, capacity, process.library_bytes)
 
 
 def serve(spec: messages.WorkerSpec) -> int:

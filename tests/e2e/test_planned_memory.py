@@ -15,6 +15,7 @@ import pytest
 from engine.contract.orders import PlanningOrder
 from engine.contract.settings import EngineConfig
 from engine.planning.planner import make_plan
+from loadtest.processes import process_trees
 from tests.helpers.draws import some
 from tests.helpers.models.tiny_wrappers import make_wrapper
 from tests.helpers.served import Server
@@ -34,8 +35,8 @@ def worker_bytes(pid: int) -> int:
     other process. Others run torch, too, while tests do. The memory of its own of a process that it
     has started, which reads structures, counts as well."""
     kib = memory_kib(pid)
-    started = " ".join(path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children"))
-    beside = sum(memory_kib(int(helper))["Pss_Anon"] for helper in started.split())
+    started = [stat.pid for stat in process_trees([pid]) if stat.pid != pid]
+    beside = sum(memory_kib(helper)["Pss_Anon"] for helper in started)
     return 1024 * (kib["Pss_Anon"] + kib["Pss_Shmem"] + kib["Rss"] - kib["Anonymous"] + beside)
 
 

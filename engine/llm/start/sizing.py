@@ -24,7 +24,6 @@ from engine.planning.facts import state_bytes, text_facts
 from engine.planning.process_bytes import structure_bytes
 from engine.planning.shortage import shortage_hint
 from engine.planning.step_bytes import step_bytes
-from engine.runtime.device import torch_dtype
 from engine.runtime.device_memory import CudaMemory
 from engine.weights.source import Checkpoint
 from engine.weights.weight_plan import WeightPlan, plan_within_memory
@@ -69,7 +68,7 @@ def sized(
         config = memory.resolved()
         check_kv_cache_dtype(config, model_config.widest_head)
         if config.device == "cpu":
-            memory = memory.with_steps(reserve_work(model_config, config, machine, host))
+            memory = memory.with_steps(reserve_work(model_config, intent, machine, host))
             config = memory.resolved()
             memory.reserve_pool(config, host)
     return Sizing(
@@ -83,22 +82,17 @@ def sized(
 
 
 def reserve_work(
-    model_config: ModelConfig, config: ResolvedConfig, machine: MachineFacts, host: Host
+    model_config: ModelConfig, intent: TextSettings, machine: MachineFacts, host: Host
 ) -> int:
     """Ask for the memory that a model's steps and structures take on a CPU; returns its bytes.
 
     Raises:
         InsufficientMemory: there is too little.
     """
-    steps = step_bytes(
-        model_config,
-        rows=config.max_num_batched_tokens,
-        drawing_rows=min(config.max_num_seqs, config.max_num_batched_tokens),
-        dtype_bytes=torch_dtype(config.dtype).itemsize,
-    )
+    steps = step_bytes(model_config, intent)
     structures = structure_bytes(model_config.vocab_size)
-    host.reserve(config.device, "steps", steps, machine.free_memory_bytes)
-    host.reserve(config.device, "structures", structures, machine.free_memory_bytes)
+    host.reserve(machine.device, "steps", steps, machine.free_memory_bytes)
+    host.reserve(machine.device, "structures", structures, machine.free_memory_bytes)
     return steps + structures
 
 

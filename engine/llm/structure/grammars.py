@@ -226,7 +226,6 @@ class Grammars:
             return self._tokens
 
     def _keep(self, grammar: Grammar) -> None:
-        evicted = []
         with self._lock:
             if self._kept.pop(grammar.structure, None) is None:
                 self._num_kept_bytes += grammar.num_bytes
@@ -234,9 +233,7 @@ class Grammars:
             while self._num_kept_bytes > MAX_KEPT_BYTES:
                 _, oldest = self._kept.popitem(last=False)
                 self._num_kept_bytes -= oldest.num_bytes
-                evicted.append(oldest)
-        for oldest in evicted:
-            self._shed(oldest)
+                self._shed(oldest)
 
 
 def _settle(outcome: "Future[T]", make: Callable[[], T | None]) -> None:

@@ -28,7 +28,7 @@ def load(tmp_path, monkeypatch):
         raise Reached
 
     monkeypatch.setattr("engine.weights.source.resolve_source", lambda *_, **__: None)
-    monkeypatch.setattr(loop, "reserve_process", lambda link: None)
+    monkeypatch.setattr(loop, "reserve_process", lambda link, process: None)
     monkeypatch.setattr(loop, "kind_of_checkpoint", stop)
 
     def run(cpu_isa):
