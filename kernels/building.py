@@ -31,7 +31,7 @@ SHARED = "cpp"
 """The folder in `KERNELS` of the headers that several operations include."""
 FLAGS = (
     "-O3",
-    "-fopenmp",
+    "-fopenmp-simd",
     "-fno-math-errno",
     "-fno-trapping-math",
     # Loops peeled for alignment would sum in an order that depends on addresses.
@@ -109,7 +109,7 @@ def built(compiler: str) -> Path:
 
 
 def _build(compiler: str, target: Path) -> None:
-    _run_to(target, [compiler, *flags(), "-shared", *_objects(compiler, target.parent)])
+    _run_to(target, [compiler, "-fopenmp", "-shared", *_objects(compiler, target.parent)])
 
 
 def _objects(compiler: str, folder: Path) -> list[str]:

@@ -1,8 +1,6 @@
 // The common code of the C++ operations: storage types, conversions, a vectorisable exp, and a rule
 // for when threads pay. Plain C interface, no PyTorch headers: all operations compile in seconds.
 #pragma once
-#include <omp.h>
-
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -84,7 +82,9 @@ inline int64_t tandem_serial_below = 1 << 16;
 }
 inline bool worth_threads(int64_t num_elements) { return num_elements >= tandem_serial_below; }
 
-// The number of threads of the next parallel region; torch.set_num_threads() sets it.
+// The number of threads that work together; torch.set_num_threads() sets it. Declared here because it
+// is all that is used of OpenMP's library, whose header does not come with every compiler.
+extern "C" int omp_get_max_threads();
 inline int64_t num_threads() { return omp_get_max_threads(); }
 
 // Calls `function` with a null pointer of the storage type that `dtype` names.

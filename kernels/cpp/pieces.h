@@ -5,20 +5,16 @@
 // that hold a piece; late threads find nothing left. A piece's result must not depend on the thread
 // that takes it, nor on the number of threads.
 #pragma once
-#include <linux/futex.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <atomic>
 #include <chrono>
-#include <climits>
 #include <cstdint>
 #include <system_error>
 #include <thread>
 #include <vector>
 
 #include "native.h"
+#include "sleepers.h"
 
 namespace native {
 
@@ -44,7 +40,7 @@ class Signal {
   uint32_t get() const { return value_.load(); }
   void set(uint32_t value) { value_.store(value); }
   void wake(int64_t threads) {
-    if (sleepers_.load() > 0) futex(FUTEX_WAKE_PRIVATE, uint32_t(std::min<int64_t>(threads, INT_MAX)));
+    if (num_asleep_.load() > 0) sleepers_.wake(value_, threads);
   }
   std::atomic<uint32_t>& value() { return value_; }
 
@@ -52,9 +48,9 @@ class Signal {
   template <class Done>
   void wait(Done done) {
     if (spin(done)) return;
-    sleepers_.fetch_add(1);
-    for (uint32_t now = get(); !done(now); now = get()) futex(FUTEX_WAIT_PRIVATE, now);
-    sleepers_.fetch_sub(1);
+    num_asleep_.fetch_add(1);
+    for (uint32_t now = get(); !done(now); now = get()) sleepers_.sleep(value_, now);
+    num_asleep_.fetch_sub(1);
   }
 
  private:
@@ -82,13 +78,9 @@ class Signal {
 #endif
   }
 
-  void futex(int operation, uint32_t value) {
-    static_assert(sizeof value_ == 4, "the kernel looks at 32 bits");
-    syscall(SYS_futex, &value_, operation, value, nullptr, nullptr, 0);
-  }
-
   std::atomic<uint32_t> value_{0};
-  std::atomic<int32_t> sleepers_{0};
+  std::atomic<int32_t> num_asleep_{0};
+  Sleepers sleepers_;
 };
 
 // The helper threads of all operations. One call at a time uses them; they are started when first

@@ -11,13 +11,14 @@ from kernels import building, compilers
 SOURCE = Path(__file__).with_name("pieces_check.cpp")
 
 
-@pytest.fixture(scope="module")
-def program(tmp_path_factory):
+@pytest.fixture(scope="module", params=[(), ("-DTANDEM_WITHOUT_FUTEX",)], ids=["futex", "others"])
+def program(tmp_path_factory, request):
     compiler = compilers.find()
     if compiler is None:
         pytest.skip("no C++ compiler")
     path = tmp_path_factory.mktemp("pieces") / "check"
     flags = ["-O1", "-std=c++17", "-fopenmp", f"-I{building.KERNELS / building.SHARED}"]
+    flags += request.param
     subprocess.run([compiler, *flags, str(SOURCE), "-o", str(path)], check=True, timeout=600)
     return path
 
