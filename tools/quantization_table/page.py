@@ -98,12 +98,15 @@ def losses(data: Mapping[str, Any]) -> str:
 
 def _by_bits(rows: Rows) -> Iterator[str]:
     """How far apart the groups of texts are, by bits."""
-    told = []
-    for name in (name for name in SHOWN_LOSSES if name.startswith("HQQ") and name in rows):
-        values = sorted(one["difference"] for one in rows[name]["groups"].values())
-        told.append(f"{values[0]:.2f} to {values[-1]:.2f} in {name.removeprefix('HQQ, ')}")
+    told: dict[str, list[str]] = {}
+    for name in SHOWN_LOSSES:
+        method, _, bits = name.partition(", ")
+        if bits.endswith(" bits") and name in rows:
+            values = sorted(one["difference"] for one in rows[name]["groups"].values())
+            told.setdefault(method, []).append(f"{values[0]:.2f} to {values[-1]:.2f} in {bits}")
     if told:
-        yield f"Depending on the language, HQQ adds {', '.join(told)}."
+        lines = [f"{method} adds {', '.join(ranges)}" for method, ranges in told.items()]
+        yield f"Depending on the language, {'; '.join(lines)}."
 
 
 def _shown_losses(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:

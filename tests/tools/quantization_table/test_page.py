@@ -1,6 +1,7 @@
 """The page's tables are what was measured: nothing typed by hand, nothing of another day."""
 
 import json
+import random
 import re
 
 import pytest
@@ -140,6 +141,28 @@ def test_losses_and_answers_are_told_with_half_of_their_intervals(data):
     told = [*["+0.50 ±0.12"] * 6, *["+1.50 ±0.01"] * 2, *["-25 ±17"] * 2]
     assert cells(text, "HQQ, 3") == ["HQQ, 3 bits", *told]
     assert "HQQ, 2" not in text
+
+
+def test_ranges_over_languages_are_told_by_method_and_bits(data):
+    def row(least, most):
+        values = random.sample(SHOWN_GROUPS, len(SHOWN_GROUPS))
+        groups = dict.fromkeys(values, loss((least + most) / 2, 0.1))
+        groups |= {values[0]: loss(least, 0.1), values[1]: loss(most, 0.1)}
+        return {"groups": groups, "kinds": dict.fromkeys(SHOWN_KINDS, loss(1.0, 0.1))}
+
+    rows = {
+        "HQQ, 3 bits": row(2.0, 3.25),
+        "GPTQ, 3 bits": row(0.5, 1.5),
+        "GPTQ, 4 bits": row(-0.25, 0.75),
+        "Q2_K": row(0.125, 4.0),
+    }
+    share = {"first": 0.425, "difference": -0.25, "low": -0.4, "high": -0.06}
+    answers = dict.fromkeys(["BF16", *rows], dict.fromkeys(TASKS, share))
+    data |= {"losses": {MODELS[0].name: rows}, "answers": {MODELS[0].name: answers}}
+    assert sections(data)["losses"].endswith(
+        "Depending on the language, GPTQ adds -0.25 to 0.75 in 4 bits, 0.50 to 1.50 in 3 bits; "
+        "HQQ adds 2.00 to 3.25 in 3 bits."
+    )
 
 
 def test_memory_of_models_that_are_not_compared(data):
