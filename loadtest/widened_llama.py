@@ -45,7 +45,6 @@ def widened(
             "intermediate_size": intermediate,
             "num_attention_heads": heads,
             "num_key_value_heads": kv_heads,
-            "head_dim": config.head_dim,
             "rms_norm_eps": config.rms_norm_eps * share,
         }
     )
@@ -53,8 +52,9 @@ def widened(
     queries = torch.arange(heads * config.head_dim).view(kv_heads, wide_group, -1)
     queries = queries[: config.num_key_value_heads, :group].flatten()
     wide = LlamaForCausalLM(wide_config)
+    places = wide.state_dict()
     for name, tensor in small.state_dict().items():
-        place = wide.state_dict()[name].zero_()
+        place = places[name].zero_()
         if tensor.ndim == 1:
             # A norm divides by the mean square, which the new zeros make smaller.
             place[: len(tensor)] = tensor * share**0.5

@@ -5,7 +5,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from loadtest.widened_llama import widened
 
 
-def small_llama(**sizes: int) -> LlamaForCausalLM:
+def small_llama() -> LlamaForCausalLM:
     """A random Llama with six query heads and two of keys and values."""
     config = LlamaConfig(
         vocab_size=97,
@@ -17,7 +17,6 @@ def small_llama(**sizes: int) -> LlamaForCausalLM:
         head_dim=8,
         tie_word_embeddings=True,
         rms_norm_eps=1e-2,
-        **sizes,
     )
     model = LlamaForCausalLM(config).eval()
     with torch.no_grad():
