@@ -30,7 +30,7 @@ class Painter(Protocol):
 
 
 class DiffusersPainter:
-    """A `StableDiffusionPipeline` from a diffusers folder, on the CPU.
+    """A text-to-image pipeline from a diffusers folder, on the CPU.
 
     `compiled` gives the denoiser and the decoder to `torch.compile`, which takes minutes for the
     first picture of each size.
@@ -40,10 +40,10 @@ class DiffusersPainter:
         self, folder: Path, *, dtype: str, channels_last: bool, compiled: bool, threads: int
     ) -> None:
         import torch
-        from diffusers import StableDiffusionPipeline
+        from diffusers import DiffusionPipeline
 
         torch.set_num_threads(threads)
-        pipeline = StableDiffusionPipeline.from_pretrained(
+        pipeline = DiffusionPipeline.from_pretrained(
             folder, torch_dtype=getattr(torch, dtype), local_files_only=True
         )
         if channels_last:

@@ -67,11 +67,11 @@ async def test_what_it_refuses() -> None:
     assert "HTTP 404" in str(nowhere.records[0].error)
 
 
-@pytest.fixture(scope="module")
-def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=["tiny", "tiny-xl"])
+def random_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("random") / "model"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["random_sd", str(folder), "--size", "tiny"])
+        patch.setattr(sys, "argv", ["random_sd", str(folder), "--size", request.param])
         random_sd.main()
     return folder
 
