@@ -1,10 +1,17 @@
-// Softmax attention of whole sequences. A task packs the keys and values of one head into tiles and
-// runs a few queries at a time over all of them: scores, softmax and mixture stay in the cache.
+// Softmax attention of whole sequences, a block of keys at a time (Dao et al. 2022,
+// arXiv:2205.14135). A task packs a block's keys and values into tiles and takes all of its queries
+// over them, a few at once; scores and weights of a block stay in the first-level cache.
+//
+// A query's sums begin anew for a larger score: what was summed before is multiplied by the weight
+// that the old largest score has now. Blocks are the same for all queries, so a result does not
+// depend on which queries share a task.
 #include "pieces.h"
+#include "products.h"
 #include "vec.h"
 
 #include <algorithm>
 #include <limits>
+#include <type_traits>
 #include <vector>
 
 namespace {
@@ -17,52 +24,26 @@ using native::Lanes;
 constexpr int64_t kQueries = kLanes == 16 ? 8 : 4;
 // Vectors of values per pass: kQueries times as many accumulators, in 32 registers or 16.
 constexpr int64_t kMaxVectors = 3;
-constexpr int64_t kMinChunk = 64;  // Queries that make packing worthwhile.
+constexpr int64_t kMinChunk = 64;  // queries of a task that make packing worthwhile
+constexpr int64_t kMaxChunk = 1024;
+// Of the second-level cache, for the sums of a task and for a block's keys.
+constexpr int64_t kSumBytes = 512 << 10, kBlockBytes = 128 << 10;
+constexpr int64_t kMaxBlock = 1024;
+// From query to query, in scores and weights: a constant, so that addresses take no registers, and
+// no multiple of 4 KB.
+constexpr int64_t kStride = kMaxBlock + 32;
+
+constexpr float kNothing = -std::numeric_limits<float>::infinity();  // the score of no key
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// The products of a dot product are computed singly in fp32 ...
-struct Singles {
-  using Element = float;
-  static constexpr int64_t kDepth = 1;
-  template <class T>
-  static float convert(T x) { return native::to_float(x); }
-  static Lanes multiply_add(Lanes sum, const float* packed, const float* one) {
-    return native::multiply_add(native::load_lanes(packed), native::fill(*one), sum);
-  }
-  static void store(float* to, Lanes x) { native::store(to, x); }
-};
-
+// Weights of keys, as they are multiplied by values.
+inline void store_weights(float* to, Lanes x) { native::store(to, x); }
 #if defined(__AVX512BF16__)
-// ... or in pairs of bf16 numbers, summed in fp32.
-struct Pairs {
-  using Element = uint16_t;
-  static constexpr int64_t kDepth = 2;
-  static uint16_t convert(native::BFloat16 x) { return x.bits; }
-  static uint16_t convert(float x) { return native::from_float<native::BFloat16>(x).bits; }
-  static Lanes multiply_add(Lanes sum, const uint16_t* packed, const uint16_t* pair) {
-    int32_t bits;
-    std::memcpy(&bits, pair, 4);
-    return (Lanes)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_loadu_si512(packed),
-                                   (__m512bh)_mm512_set1_epi32(bits));
-  }
-  // Rounds as `native::store` does, in one instruction; weights are neither NaN nor denormal.
-  static void store(uint16_t* to, Lanes x) {
-    _mm256_storeu_si256((__m256i*)to, (__m256i)_mm512_cvtneps_pbh((__m512)x));
-  }
-};
-#endif
-
-// The kind of products for a storage type.
-template <class T>
-struct ProductsOf {
-  using Type = Singles;
-};
-#if defined(__AVX512BF16__)
-template <>
-struct ProductsOf<native::BFloat16> {
-  using Type = Pairs;
-};
+// Rounds as `native::store` does, in one instruction; weights are neither NaN nor denormal.
+inline void store_weights(native::BFloat16* to, Lanes x) {
+  _mm256_storeu_si256((__m256i*)to, (__m256i)_mm512_cvtneps_pbh((__m512)x));
+}
 #endif
 
 // One tensor's start and strides by row, head and token, in elements.
@@ -76,166 +57,243 @@ struct Heads {
 // Working memory of a thread, and the arithmetic on one head.
 template <class T>
 class Head {
-  using Products = typename ProductsOf<T>::Type;
+  using Products = typename native::ProductsOf<T>::Type;
   using Element = typename Products::Element;
+  using Turned = native::Turned<Products, T>;
   static constexpr int64_t kDepth = Products::kDepth;
+  static constexpr int64_t kTurned = kLanes * Turned::kDims;  // dims that are transposed at once
 
  public:
-  Head(int64_t num_keys, int64_t head_dim)
+  Head(int64_t num_keys, int64_t head_dim, int64_t chunk)
       : num_keys_(num_keys),
         head_dim_(head_dim),
-        key_blocks_(divide_up(num_keys, kLanes)),
-        key_groups_(divide_up(num_keys, kDepth)),
-        dim_groups_(divide_up(head_dim, kDepth)),
+        block_(std::min(divide_up(num_keys, kLanes) * kLanes, block_of(head_dim))),
+        dims_(divide_up(head_dim, kDepth) * kDepth),
         vectors_(divide_up(head_dim, kLanes)),
+        width_(vectors_ * kLanes),
         scale_(1.44269504f / std::sqrt(float(head_dim))),
-        keys_(key_blocks_ * dim_groups_ * kLanes * kDepth),
-        values_(key_groups_ * vectors_ * kLanes * kDepth),
-        queries_(kQueries * dim_groups_ * kDepth),
-        weights_(kQueries * padded_keys()),
-        scores_(kQueries * padded_keys()) {}
+        nothing_(head_dim),
+        keys_(block_ * dims_),
+        values_(block_ * width_),
+        queries_(chunk * dims_),
+        weights_(kQueries * kStride),
+        scores_(kQueries * kStride),
+        mixed_(chunk * width_),
+        tops_(chunk),
+        sums_(chunk * kLanes) {}
 
-  // keys_[block][dim group][lane][i]: key block·16 + lane, dimension group·depth + i. values_[key
-  // group][vector][lane][i]: key group·depth + i, dimension vector·16 + lane.
-  void pack(const T* key, int64_t key_stride, const T* value, int64_t value_stride) {
-    for (int64_t k = 0; k < num_keys_; ++k) {
-      const T* from = key + k * key_stride;
-      Element* to = &keys_[(k / kLanes * dim_groups_ * kLanes + k % kLanes) * kDepth];
+  // Computes `count` queries, at most a chunk. Rows are strided.
+  void attend(const T* query, int64_t query_stride, const T* key, int64_t key_stride,
+              const T* value, int64_t value_stride, T* out, int64_t out_stride, int64_t count) {
+    int64_t padded = divide_up(count, kQueries) * kQueries;
+    for (int64_t q = 0; q < padded; ++q)
       for (int64_t d = 0; d < head_dim_; ++d)
-        to[d / kDepth * kLanes * kDepth + d % kDepth] = Products::convert(from[d]);
+        queries_[place_of(q, d)] = q < count ? convert(query[q * query_stride + d]) : Element{};
+    std::fill_n(mixed_.begin(), padded * width_, 0.0f);
+    std::fill_n(tops_.begin(), padded, kNothing);
+    std::fill_n(sums_.begin(), padded * kLanes, 0.0f);
+    for (int64_t first = 0; first < num_keys_; first += block_) {
+      int64_t num_keys = std::min(block_, num_keys_ - first);
+      pack_keys(key + first * key_stride, key_stride, num_keys);
+      pack_values(value + first * value_stride, value_stride, num_keys);
+      for (int64_t q = 0; q < padded; q += kQueries) add_block(q, num_keys);
     }
-    for (int64_t k = 0; k < num_keys_; ++k) {
-      const T* from = value + k * value_stride;
-      Element* to = &values_[k / kDepth * vectors_ * kLanes * kDepth + k % kDepth];
-      for (int64_t d = 0; d < head_dim_; ++d) to[d * kDepth] = Products::convert(from[d]);
-    }
-  }
-
-  // Computes at most kQueries queries. Rows of `query` and `out` are strided.
-  void attend(const T* query, int64_t query_stride, T* out, int64_t out_stride, int64_t count) {
-    for (int64_t q = 0; q < kQueries; ++q)
+    for (int64_t q = 0; q < count; ++q) {
+      float sum = native::sum(native::load_lanes(&sums_[q * kLanes]));
       for (int64_t d = 0; d < head_dim_; ++d)
-        queries_[q * dim_groups_ * kDepth + d] =
-            q < count ? Products::convert(query[q * query_stride + d]) : Element(0);
-    score();
-    float sums[kQueries];
-    for (int64_t q = 0; q < kQueries; ++q) sums[q] = weigh(q);
-    // Passes have about equal widths: a narrow one would wait for its own sums.
-    int64_t width = divide_up(vectors_, divide_up(vectors_, kMaxVectors));
-    for (int64_t first = 0; first < vectors_; first += width)
-      mix_some(first, std::min(width, vectors_ - first), sums, out, out_stride, count);
+        out[q * out_stride + d] = native::from_float<T>(mixed_[q * width_ + d] / sum);
+    }
   }
 
  private:
-  int64_t padded_keys() const { return key_blocks_ * kLanes; }
+  // Keys of a block, whose packed keys and values take about a quarter of a second-level cache.
+  static int64_t block_of(int64_t head_dim) {
+    int64_t most = kBlockBytes / int64_t(head_dim * sizeof(Element));
+    return std::clamp<int64_t>(most / kLanes * kLanes, 4 * kLanes, kMaxBlock);
+  }
 
-  void score() {
-    for (int64_t block = 0; block < key_blocks_; block += 2) {
-      if (block + 1 < key_blocks_) score_blocks<2>(block);
-      else score_blocks<1>(block);
+  static Element convert(T x) {
+    if constexpr (std::is_same_v<T, Element>) return x;
+    else return native::to_float(x);
+  }
+
+  // queries_[query / kQueries][dim group][query % kQueries][i]: dimension group * depth + i.
+  int64_t place_of(int64_t q, int64_t d) const {
+    int64_t first = q / kQueries * kQueries;
+    return first * dims_ + d / kDepth * kDepth * kQueries + (q - first) * kDepth + d % kDepth;
+  }
+
+  // keys_[key / 16][dim group][lane][i]: dimension group * depth + i.
+  void pack_keys(const T* key, int64_t stride, int64_t count) {
+    for (int64_t first = 0; first < count; first += kLanes) {
+      const T* rows[kLanes];
+      for (int64_t i = 0; i < kLanes; ++i)
+        rows[i] = first + i < count ? key + (first + i) * stride : nothing_.data();
+      for (int64_t d = 0; d < head_dim_; d += kTurned) {
+        int64_t some = std::min(kTurned, head_dim_ - d);
+        Lanes turned[kLanes];
+        for (int64_t i = 0; i < kLanes; ++i) turned[i] = Turned::load(rows[i] + d, some);
+        native::transpose(turned);
+        Element* to = &keys_[first * dims_ + d * kLanes];
+        for (int64_t i = 0; i * Turned::kDims < some; ++i, to += Turned::kDims * kLanes)
+          Turned::store(to, kLanes, some - i * Turned::kDims, turned[i]);
+      }
     }
   }
 
-  template <int64_t blocks>
-  void score_blocks(int64_t first) {
-    Lanes sums[kQueries][blocks] = {};
-    const Element* packed = &keys_[first * dim_groups_ * kLanes * kDepth];
-    const Element* query = queries_.data();
-    for (int64_t d = 0; d < dim_groups_; ++d)
+  // values_[key group][vector][lane][i]: key group * depth + i; zeros after the last key.
+  void pack_values(const T* value, int64_t stride, int64_t count) {
+    for (int64_t key = 0; key < count; key += kDepth)
+      for (int64_t d = 0; d < head_dim_; d += kLanes) {
+        Lanes rows[kDepth] = {};
+        for (int64_t i = 0; i < kDepth && key + i < count; ++i)
+          rows[i] = native::load_some(value + (key + i) * stride + d, head_dim_ - d);
+        // A bf16 number is the upper half of the same fp32 number.
+        if constexpr (kDepth == 2)
+          rows[0] = (Lanes)(((native::IntLanes)rows[0] >> 16 & 0xffff) | (native::IntLanes)rows[1]);
+        Products::store_packed(&values_[key * width_ + d * kDepth], rows[0]);
+      }
+  }
+
+  // Takes a few queries over the packed block.
+  void add_block(int64_t query, int64_t num_keys) {
+    Lanes tops[kQueries], factors[kQueries];
+    for (int64_t q = 0; q < kQueries; ++q) tops[q] = native::fill(kNothing);
+    for (int64_t key = 0; key < num_keys; key += 2 * kLanes) {
+      if (key + kLanes < num_keys) score<2>(query, key, num_keys - key, tops);
+      else score<1>(query, key, num_keys - key, tops);
+    }
+    for (int64_t q = 0; q < kQueries; ++q) factors[q] = raise_top(tops_[query + q], tops[q]);
+    for (int64_t q = 0; q < kQueries; ++q)
+      weigh(q, num_keys, tops[q], factors[q], &sums_[(query + q) * kLanes]);
+    // Passes have about equal widths: a narrow one would wait for its own sums.
+    int64_t width = divide_up(vectors_, divide_up(vectors_, kMaxVectors));
+    int64_t groups = divide_up(num_keys, kDepth);
+    for (int64_t first = 0; first < vectors_; first += width)
+      native::with_constant<kMaxVectors>(
+          std::min(width, vectors_ - first),
+          [&](auto vectors) INLINE_BODY { mix<vectors>(query, first, factors, groups); });
+  }
+
+  // Scores of some keys, of which `num_keys` exist, and the largest of each lane. In functions of
+  // their own these loops have all registers.
+  template <int64_t vectors>
+  __attribute__((noinline)) void score(int64_t query, int64_t key, int64_t num_keys,
+                                       Lanes* tops) {
+    Lanes sums[kQueries][vectors] = {};
+    const Element* packed = &keys_[key * dims_];
+    const Element* queries = &queries_[query * dims_];
+    for (int64_t d = 0; d < dims_; d += kDepth) {
+      Lanes keys[vectors];
 #pragma GCC unroll 2
-      for (int64_t b = 0; b < blocks; ++b)
+      for (int64_t v = 0; v < vectors; ++v)
+        keys[v] = Products::load_packed(packed + (v * dims_ + d) * kLanes);
 #pragma GCC unroll 8
-        for (int64_t q = 0; q < kQueries; ++q)
-          sums[q][b] = Products::multiply_add(
-              sums[q][b], packed + (b * dim_groups_ + d) * kLanes * kDepth,
-              query + (q * dim_groups_ + d) * kDepth);
+      for (int64_t q = 0; q < kQueries; ++q) {
+        Lanes number = Products::repeat(queries + d * kQueries + q * kDepth);
+#pragma GCC unroll 2
+        for (int64_t v = 0; v < vectors; ++v)
+          sums[q][v] = Products::multiply_add(sums[q][v], keys[v], number);
+      }
+    }
+    if (num_keys < vectors * kLanes) {
+      native::IntLanes is_missing;
+      for (int i = 0; i < kLanes; ++i)
+        is_missing[i] = -(i >= num_keys - (vectors - 1) * kLanes);
+#pragma GCC unroll 8
+      for (int64_t q = 0; q < kQueries; ++q)
+        sums[q][vectors - 1] = is_missing ? native::fill(kNothing) : sums[q][vectors - 1];
+    }
 #pragma GCC unroll 8
     for (int64_t q = 0; q < kQueries; ++q)
 #pragma GCC unroll 2
-      for (int64_t b = 0; b < blocks; ++b)
-        native::store(&scores_[q * padded_keys() + (first + b) * kLanes], sums[q][b]);
+      for (int64_t v = 0; v < vectors; ++v) {
+        native::store(&scores_[q * kStride + key + v * kLanes], sums[q][v]);
+        tops[q] = native::larger(sums[q][v], tops[q]);
+      }
   }
 
-  // Turns a query's scores into weights that are not normalised yet; returns their sum. Padding
-  // gets weights of at most 2^-125.
-  float weigh(int64_t q) {
-    float* scores = &scores_[q * padded_keys()];
-    Element* weights = &weights_[q * padded_keys()];
-    std::fill(scores + num_keys_, scores + padded_keys(), -std::numeric_limits<float>::infinity());
-    Lanes tops = native::load_lanes(scores);
-    for (int64_t k = kLanes; k < padded_keys(); k += kLanes)
-      tops = native::larger(native::load_lanes(scores + k), tops);
-    Lanes top = native::fill(native::largest(tops)), sums = {};
-    for (int64_t k = 0; k < padded_keys(); k += kLanes) {
-      Lanes distance = native::load_lanes(scores + k) - top;
-      Lanes weight = native::exp2_nonpositive(distance * scale_);
-      Products::store(weights + k, weight);
-      sums += weight;
-    }
-    return native::sum(sums);
+  // Raises a query's largest score so far, in all lanes, to that of a block; returns the factor of
+  // what was summed before.
+  ALWAYS_INLINE Lanes raise_top(float& top, Lanes& tops) {
+    Lanes before = native::fill(top);
+    tops = native::larger(native::combine_everywhere(tops, native::larger), before);
+    top = tops[0];
+    return native::exp2_nonpositive((before - tops) * scale_);
   }
 
-  void mix_some(int64_t first, int64_t vectors, const float* sums, T* out, int64_t out_stride,
-                int64_t count) {
-    switch (vectors) {
-      case 1: return mix<1>(first, sums, out, out_stride, count);
-      case 2: return mix<2>(first, sums, out, out_stride, count);
-      default: return mix<3>(first, sums, out, out_stride, count);
+  // Turns a query's scores into weights that are not normalised yet, and adds them to their sums.
+  // Missing keys get weights of at most 2^-125.
+  ALWAYS_INLINE void weigh(int64_t q, int64_t num_keys, Lanes top, Lanes factor, float* sums) {
+    const float* scores = &scores_[q * kStride];
+    Element* weights = &weights_[q * kStride];
+    Lanes sum = native::load_lanes(sums) * factor, scale = native::fill(scale_);
+    Lanes shift = -top * scale;
+    for (int64_t k = 0; k < num_keys; k += kLanes) {
+      Lanes power = native::multiply_add(native::load_lanes(scores + k), scale, shift);
+      Lanes weight = native::exp2_nonpositive(power);
+      store_weights(weights + k, weight);
+      sum += weight;
     }
+    native::store(sums, sum);
   }
 
   template <int64_t vectors>
-  void mix(int64_t first, const float* sums, T* out, int64_t out_stride, int64_t count) {
-    Lanes mixed[kQueries][vectors] = {};
-    const Element* packed = &values_[first * kLanes * kDepth];
-    const Element* weights = weights_.data();
-    for (int64_t k = 0; k < key_groups_; ++k)
-#pragma GCC unroll 3
-      for (int64_t v = 0; v < vectors; ++v)
-#pragma GCC unroll 8
-        for (int64_t q = 0; q < kQueries; ++q)
-          mixed[q][v] = Products::multiply_add(mixed[q][v],
-                                               packed + (k * vectors_ + v) * kLanes * kDepth,
-                                               weights + q * padded_keys() + k * kDepth);
-    // In registers, since every loop over them is unrolled and nothing takes their address.
+  __attribute__((noinline)) void mix(int64_t query, int64_t first, const Lanes* factors, int64_t groups) {
+    Lanes mixed[kQueries][vectors];
+    float* to = &mixed_[query * width_ + first * kLanes];
 #pragma GCC unroll 8
     for (int64_t q = 0; q < kQueries; ++q)
 #pragma GCC unroll 3
       for (int64_t v = 0; v < vectors; ++v)
-        native::store(mixed_ + (q * vectors + v) * kLanes, mixed[q][v] / native::fill(sums[q]));
-    int64_t begin = first * kLanes, width = std::min(head_dim_ - begin, vectors * kLanes);
-    for (int64_t q = 0; q < count; ++q)
-      for (int64_t d = 0; d < width; ++d)
-        out[q * out_stride + begin + d] = native::from_float<T>(mixed_[q * vectors * kLanes + d]);
+        mixed[q][v] = native::load_lanes(to + q * width_ + v * kLanes) * factors[q];
+    const Element* packed = &values_[first * kLanes * kDepth];
+    const Element* weights = weights_.data();
+    for (int64_t k = 0; k < groups; ++k) {
+      Lanes values[vectors];
+#pragma GCC unroll 3
+      for (int64_t v = 0; v < vectors; ++v)
+        values[v] = Products::load_packed(packed + (k * vectors_ + v) * kLanes * kDepth);
+#pragma GCC unroll 8
+      for (int64_t q = 0; q < kQueries; ++q) {
+        Lanes weight = Products::repeat(weights + q * kStride + k * kDepth);
+#pragma GCC unroll 3
+        for (int64_t v = 0; v < vectors; ++v)
+          mixed[q][v] = Products::multiply_add(mixed[q][v], values[v], weight);
+      }
+    }
+#pragma GCC unroll 8
+    for (int64_t q = 0; q < kQueries; ++q)
+#pragma GCC unroll 3
+      for (int64_t v = 0; v < vectors; ++v)
+        native::store(to + q * width_ + v * kLanes, mixed[q][v]);
   }
 
-  int64_t num_keys_, head_dim_, key_blocks_, key_groups_, dim_groups_, vectors_;
-  float scale_;  // Uses powers of two instead of e.
-  // Padding stays zero.
+  int64_t num_keys_, head_dim_, block_, dims_, vectors_, width_;
+  float scale_;  // uses powers of two instead of e
+  std::vector<T> nothing_;
+  // Padding of dims stays zero.
   std::vector<Element> keys_, values_, queries_, weights_;
-  std::vector<float> scores_;
-  alignas(64) float mixed_[kQueries * kMaxVectors * kLanes];
+  std::vector<float> scores_, mixed_, tops_, sums_;
 };
 
 template <class T>
 void attend(Heads<T> query, Heads<T> key, Heads<T> value, T* out, int64_t rows, int64_t heads,
             int64_t num_queries, int64_t num_keys, int64_t head_dim) {
-  int64_t most = std::max<int64_t>(1, num_queries / kMinChunk);
   int64_t wanted = divide_up(4 * native::num_threads(), std::max<int64_t>(1, rows * heads));
-  int64_t chunks = std::min(most, wanted);
-  int64_t chunk = divide_up(divide_up(num_queries, chunks), kQueries) * kQueries;
+  int64_t most = std::min(kMaxChunk, kSumBytes / (4 * std::max<int64_t>(head_dim, kLanes)));
+  int64_t chunk = std::clamp(divide_up(num_queries, wanted), kMinChunk, most);
+  chunk = divide_up(std::min(chunk, num_queries), kQueries) * kQueries;
+  int64_t chunks = chunk ? divide_up(num_queries, chunk) : 0, stride = heads * head_dim;
   int64_t work = rows * heads * num_queries * num_keys * head_dim;
   int64_t threads = native::worth_threads(work / 8) ? native::num_threads() : 1;
   native::share_pieces(rows * heads * chunks, threads, [&](native::Pieces& pieces) {
-    Head<T> head(num_keys, head_dim);
+    Head<T> head(num_keys, head_dim, chunk);
     for (int64_t piece; pieces.take(piece);) {
-      int64_t r = piece / chunks / heads, h = piece / chunks % heads, c = piece % chunks;
-      head.pack(key.at(r, h), key.token, value.at(r, h), value.token);
-      int64_t end = std::min(num_queries, (c + 1) * chunk), stride = heads * head_dim;
-      for (int64_t q = c * chunk; q < end; q += kQueries)
-        head.attend(query.at(r, h) + q * query.token, query.token,
-                    out + (r * num_queries + q) * stride + h * head_dim, stride,
-                    std::min(kQueries, end - q));
+      int64_t r = piece / chunks / heads, h = piece / chunks % heads, q = piece % chunks * chunk;
+      head.attend(query.at(r, h) + q * query.token, query.token, key.at(r, h), key.token,
+                  value.at(r, h), value.token, out + (r * num_queries + q) * stride + h * head_dim,
+                  stride, std::min(chunk, num_queries - q));
     }
   });
 }

@@ -9,20 +9,13 @@ from torch import Tensor
 from kernels import native
 
 MAX_HEAD_DIM = 512
-MAX_NUM_KEYS = 16_384
-"""The most keys: the scores of a few queries fit a core's cache."""
-MAX_KEY_BYTES = 4 << 20
-"""The most bytes of a head's keys. They are read once for a few queries at a time, so from memory
-they would take twice as long as in PyTorch's attention."""
 
 
 def supports(query: Tensor, key: Tensor, value: Tensor) -> bool:
-    """Supports CPU tensors whose last dimension is contiguous, of moderate lengths."""
+    """Supports CPU tensors whose last dimension is contiguous and not too long."""
     return (
         native.runs_on(query, key, value)
         and query.shape[3] <= MAX_HEAD_DIM
-        and key.shape[2] <= MAX_NUM_KEYS
-        and key.shape[2] * key.shape[3] * key.itemsize <= MAX_KEY_BYTES
         and all(tensor.stride(3) == 1 for tensor in (query, key, value))
     )
 
