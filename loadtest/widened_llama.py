@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers.initialization import no_init_weights
 
 HIDDEN, INTERMEDIATE, HEADS, KV_HEADS = 2048, 4096, 32, 8
 
@@ -51,7 +52,9 @@ def widened(
     # The query heads that share a head of keys and values must still share it.
     queries = torch.arange(heads * config.head_dim).view(kv_heads, wide_group, -1)
     queries = queries[: config.num_key_value_heads, :group].flatten()
-    wide = LlamaForCausalLM(wide_config)
+    with no_init_weights():  # random numbers for all weights take longer than the rest
+        wide = LlamaForCausalLM(wide_config)
+    wide.tie_weights()
     places = wide.state_dict()
     for name, tensor in small.state_dict().items():
         place = places[name].zero_()

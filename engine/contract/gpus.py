@@ -24,8 +24,8 @@ def gpu_index(device: str) -> int | None:
     return None if found is None or found[1] is None else int(found[1])
 
 
-def command_on(device: str, visible: Sequence[str] | None, command: Sequence[str]) -> list[str]:
-    """A worker's command line, with its GPU in the environment.
+def gpu_variables(device: str, visible: Sequence[str] | None) -> dict[str, str]:
+    """The environment variables that give a worker its GPU.
 
     Args:
         visible: the server's own list of GPUs; None is all. With an index beyond it, the worker
@@ -33,11 +33,11 @@ def command_on(device: str, visible: Sequence[str] | None, command: Sequence[str
     """
     index = gpu_index(device)
     if index is None:
-        return list(command)
+        return {}
     chosen = str(index)
     if visible is not None:
         chosen = visible[index] if index < len(visible) else ""
-    return ["env", f"{VARIABLE}={chosen}", *command]
+    return {VARIABLE: chosen}
 
 
 def device_of_account(seen: str, wanted: str) -> str:

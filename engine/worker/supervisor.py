@@ -478,7 +478,8 @@ class Supervisor:
             self._set_phase(Phase.STARTING)
             options = self._options
             describe = partial(options.spec_for, self.spec, self.config)
-            await worker.start(options.command_for(self.config), options.stderr, describe)
+            variables = options.variables_for(self.config)
+            await worker.start(options.command, variables, options.stderr, describe)
             watching = asyncio.create_task(self._watch(worker))
             try:
                 async with contextlib.aclosing(worker.received()) as received:

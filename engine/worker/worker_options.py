@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.contract.gpus import command_on
+from engine.contract.gpus import gpu_variables
 from engine.contract.model_spec import ModelSpec
 from engine.contract.settings import EngineConfig
 from engine.contract.worker_settings import CpuIsa
@@ -30,10 +30,10 @@ class WorkerOptions:
     visible_gpus: tuple[str, ...] | None = None
     """CUDA's names of the GPUs that the server may use; None is all."""
 
-    def command_for(self, config: EngineConfig) -> list[str]:
-        """The command that starts a model's worker."""
-        command = command_on(config.device, self.visible_gpus, self.command)
-        return ["env", f"GLIBC_TUNABLES={self.tunables}", *command] if self.tunables else command
+    def variables_for(self, config: EngineConfig) -> dict[str, str]:
+        """The environment variables that a model's worker gets beside the server's."""
+        tunables = {"GLIBC_TUNABLES": self.tunables} if self.tunables else {}
+        return tunables | gpu_variables(config.device, self.visible_gpus)
 
     def spec_for(
         self, spec: ModelSpec, config: EngineConfig, address: str, pulse_fd: int

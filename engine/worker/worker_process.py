@@ -8,11 +8,12 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
 import zmq
 import zmq.asyncio
 
+from engine.processes.environment import environment_with
 from engine.processes.pulse import Pulse, PulseReader
 from engine.worker import messages
 from engine.worker.socket_folder import new_socket, remove_socket
@@ -39,8 +40,14 @@ class WorkerProcess:
         """Whether the process runs."""
         return self._process is not None and self._process.returncode is None
 
-    async def start(self, command: Sequence[str], stderr: int | None, describe: Describe) -> None:
-        """Start the process and send it its spec."""
+    async def start(
+        self,
+        command: Sequence[str],
+        variables: Mapping[str, str],
+        stderr: int | None,
+        describe: Describe,
+    ) -> None:
+        """Start the process, with these environment variables set, and send it its spec."""
         self._socket = self._context.socket(zmq.PAIR)
         self._socket.set_hwm(0)
         self._socket.linger = 0
@@ -51,6 +58,7 @@ class WorkerProcess:
             *command,
             stdin=asyncio.subprocess.PIPE,
             stderr=stderr,
+            env=environment_with(variables),
             pass_fds=(self._pulses.write_fd,),
         )
         assert self._process.stdin is not None

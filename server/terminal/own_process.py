@@ -5,18 +5,19 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ParamSpec
 
 import msgspec
 import typer
 
-from engine.contract.gpus import command_on
+from engine.contract.gpus import gpu_variables
 from engine.contract.host import Tell
 from engine.contract.orders import Order
 from engine.contract.settings import EngineConfig
 from engine.errors import EngineError
+from engine.processes.environment import environment_with
 from engine.processes.own_packages import module_command
 from server.settings import Settings
 from server.terminal.client import ServerProblem
@@ -62,12 +63,16 @@ def report_of(order: Order, settings: Settings, config: EngineConfig, tell: Tell
     )
     text = msgspec.json.encode(whole, enc_hook=str).decode()
     command = module_command("engine.processes.ordered_process", type(order).__name__, text)
-    return _result(command_on(config.device, settings.visible_gpus, command), tell)
+    return _result(command, gpu_variables(config.device, settings.visible_gpus), tell)
 
 
-def _result(command: list[str], tell: Tell) -> dict[str, Any]:
+def _result(command: Sequence[str], variables: Mapping[str, str], tell: Tell) -> dict[str, Any]:
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        env=environment_with(variables),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as process:
         assert process.stdout is not None and process.stderr is not None
         # What it logs is to stand above the progress line, not in it.

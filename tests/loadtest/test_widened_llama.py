@@ -33,7 +33,9 @@ def test_the_wide_model_has_the_logits_of_the_small_one() -> None:
     expected = small(tokens).logits
     error = (wide(tokens).logits - expected).abs().max() / expected.abs().max()
     assert error < 1e-4
-    assert wide.get_input_embeddings().weight.shape == (97, 128)
+    embeddings = wide.get_input_embeddings().weight
+    assert embeddings.shape == (97, 128)
+    assert wide.lm_head.weight is embeddings
 
 
 @pytest.mark.parametrize("smaller", [{"hidden": 32}, {"heads": 8}, {"kv_heads": 1}])

@@ -26,6 +26,7 @@ from engine.llm.decision import ScheduledSequence, SequenceOutput
 from engine.llm.drafts.draft_cache import DraftCache, ReadText
 from engine.llm.drafts.draft_length import AcceptanceRate, best_length
 from engine.llm.drafts.draft_steps import DraftSteps
+from engine.llm.drafts.price_trials import RETRY_AFTER, PriceTrials
 from engine.llm.executor import Executor
 from engine.llm.request import Sequence as RunningSequence
 from engine.runtime.fault import raise_if_poisoned
@@ -39,9 +40,6 @@ FEW_TOKENS = 8
 """Up to this many unread tokens are computed like decodes; more are read like a prompt."""
 LONGEST_READING = 0.25
 """The most that reading an unread text may cost, as a share of the tokens that may still come."""
-RETRY_AFTER = 32
-"""The number of steps in which drafts are not worth their price, after which one is tried
-anyway."""
 FAILURE_PAUSE = 256
 """The number of steps without drafts after an error."""
 
@@ -107,6 +105,7 @@ class DraftModel:
         self._records: dict[int, _Record] = {}
         self._rate = AcceptanceRate()
         """The rate over all sequences; new sequences start with it."""
+        self._trials = PriceTrials()
         self._pause = 0
 
     @property
@@ -184,11 +183,15 @@ class DraftModel:
         able = [sequence for sequence in decodes if self._can_draft(sequence)]
         if not able or price.row > HIGHEST_ROW_PRICE:
             return {}
+        is_dear = self._each(able, price) > HIGHEST_PRICE
+        self._trials.note(is_dear=is_dear)
         lengths = self._best_lengths(able, price)
+        if self._trials.is_on:  # the shortest text: it has most room and least to read
+            lengths[min(able, key=lambda one: one.num_known)] = 1
         for sequence in able:
             record = self._record_of(sequence)
             record.num_idle = 0 if sequence in lengths else record.num_idle + 1
-            if record.num_idle > RETRY_AFTER and self._each(able, price) <= HIGHEST_PRICE:
+            if record.num_idle > RETRY_AFTER and not is_dear:
                 record.num_idle, lengths[sequence] = 0, 1
         wanted = {}
         for sequence, best in lengths.items():
@@ -259,7 +262,7 @@ class DraftModel:
         return drafts
 
     def _is_worth_reading(self, sequence: RunningSequence, missing: int, price: Price) -> bool:
-        if missing <= FEW_TOKENS or not self._steps.cost.is_known:
+        if missing <= FEW_TOKENS or not self._steps.cost.is_known or self._trials.is_on:
             return True
         start = len(sequence.token_ids) - missing
         pairs = missing * (start + missing / 2)

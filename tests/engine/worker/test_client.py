@@ -335,3 +335,26 @@ def test_workers_start_under_the_servers_own_event_loop(tmp_path):
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         assert runner.run(serve()) == [1, 5]
+
+
+async def test_a_worker_needs_no_programs_to_get_its_environment(tmp_path, monkeypatch):
+    """A small container may have nothing on its PATH, not even `env`."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    options = WorkerOptions(
+        config=EngineConfig(device="cuda:1"),
+        cache_dir=tmp_path,
+        command=FAKE_WORKER,
+        tunables="glibc.malloc.hugetlb=1",
+        visible_gpus=("5", "7"),
+    )
+    client = ProcessEngineClient([ModelSpec.parse("m=x")], options)
+    await client.start()
+    try:
+        await until(lambda: client.infos(GENERATE))
+        environment = psutil.Process(pid_of(client, "m")).environ()
+    finally:
+        await client.stop(0)
+    assert environment["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
+    assert environment["CUDA_VISIBLE_DEVICES"] == "7"
+    assert environment["PATH"] == str(tmp_path), "the rest is the server's"

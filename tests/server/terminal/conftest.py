@@ -14,8 +14,11 @@ def child(monkeypatch):
     how it was started; `log` and `lines` are what it says, before it ends with `code`."""
     child = {"orders": [], "devices": [], "commands": [], "log": [], "lines": [], "code": 0}
 
-    def command_on(device, visible, command):
+    def gpu_variables(device, visible):
         child["devices"].append(device)
+        return {}
+
+    def module_command(*command):
         child["commands"].append(" ".join(command))
         child["orders"].append(json.loads(command[-1]))
         lines = ["Some library says hello", *map(json.dumps, child["lines"])]
@@ -23,5 +26,6 @@ def child(monkeypatch):
         script = f"import os; os.write(2, {''.join(child['log'])!r}.encode()); {script}"
         return [sys.executable, "-c", f"{script}; raise SystemExit({child['code']})"]
 
-    monkeypatch.setattr(own_process, "command_on", command_on)
+    monkeypatch.setattr(own_process, "gpu_variables", gpu_variables)
+    monkeypatch.setattr(own_process, "module_command", module_command)
     return child

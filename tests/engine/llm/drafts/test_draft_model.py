@@ -20,6 +20,7 @@ from engine.llm.decision import NewSequence, SampleRow, ScheduledSequence, Seque
 from engine.llm.drafts.draft_cache import DraftCache
 from engine.llm.drafts.draft_model import FAILURE_PAUSE, DraftModel
 from engine.llm.drafts.drafting import Drafting
+from engine.llm.drafts.price_trials import TRIAL_STEPS
 from engine.llm.runner.model_runner import ModelRunner
 from engine.llm.sampling.sampler import Sampler
 from kernels.sample_tokens import reference
@@ -231,7 +232,8 @@ def test_nobody_drafts_under_load(engines, llama, rng, monkeypatch):
         monkeypatch.setattr(StepBudget, "price", lambda budget, decodes, price=price: price)
         engine = drafted(engines, llama, llama)
         engines.run(engine, plain_requests(engines, rng, ignore_eos=True))
-        assert counts_of(engine).num_drafts <= (0 if dear == "rows" else 6), "one finds it out"
+        num_tried = 0 if dear == "rows" else 6 + TRIAL_STEPS
+        assert counts_of(engine).num_drafts <= num_tried, "the first ones and a trial find it out"
         check_clean(engine)
 
 
@@ -369,6 +371,55 @@ class DraftSession(OverlappedSession):
 def test_any_load_is_read_as_it_is() -> None:
     seen = run_sessions(DraftSession, 25)
     assert seen["right"] and seen["wrong"] and seen["aborted"]
+
+
+def drafted_with(times_s, requests, rng) -> tuple[list[int], int]:
+    """Draft with a model that is always right and whose steps take these times, where those of the
+    main model take 1000 s. Returns the number of tokens drafted in each step of decodes, and the
+    number of the draft model's steps."""
+    config = make_config(num_kv_blocks=512, max_model_len=512, num_speculative_tokens=5)
+    scheduler, executor = make_scheduler(config), PagedExecutor(config)
+    reader = ReadingExecutor(config, scheduler=scheduler, rng=rng)
+    readings = itertools.accumulate(x for step_s in times_s for x in (0.0, step_s))
+    drafter = DraftModel(
+        config,
+        reader,
+        windows=(None,),
+        vocab_size=VOCAB_SIZE,
+        target_vocab_size=VOCAB_SIZE,
+        clock=lambda: next(readings),
+    )
+    scheduler._drafting = Drafting(config, {MODEL: drafter})
+    for request in requests:
+        scheduler.add(request)
+    num_drafted = []
+    while scheduler.has_work():
+        decision = scheduler.schedule()
+        if all(one.is_decode for one in decision.scheduled):
+            num_drafted.append(sum(len(one.drafts) for one in decision.scheduled))
+        scheduler.commit(decision, executor.execute(decision))
+    assert drafter._pause == 0, "it failed"
+    return num_drafted, reader.num_steps
+
+
+def test_a_draft_model_whose_first_steps_are_slow_drafts_later(rng) -> None:
+    """All steps of the first draft are slow, so its price is too high."""
+    num_slow = rng.randint(5, 8)
+    times_s = itertools.chain(itertools.repeat(1e6, num_slow), itertools.repeat(1.0))
+    request = make_request("a", rng.randint(1, 60), max_tokens=440)
+    num_drafted, _ = drafted_with(times_s, [request], rng)
+    three_trials = 32 + 64 + 128 + 3 * TRIAL_STEPS
+    assert sum(num_drafted[: three_trials + 10]) > 20
+    assert sum(num_drafted) > 120
+
+
+def test_a_draft_model_that_stays_slow_is_tried_rarely(rng) -> None:
+    """Some texts are unread when a trial begins, and long."""
+    requests = [make_request(str(i), rng.randint(1, 200), max_tokens=150) for i in range(60)]
+    num_drafted, num_steps = drafted_with(itertools.repeat(1e6), requests, rng)
+    assert len(num_drafted) > 500
+    num_first = 5
+    assert 2 * TRIAL_STEPS <= num_steps <= num_first + 20 + len(num_drafted) / 257
 
 
 def test_a_cache_gives_way_but_not_to_itself() -> None:
