@@ -5,7 +5,7 @@
 `sd15` has the shape of Stable Diffusion 1.5 (a UNet of 860 M parameters, CLIP ViT-L's text encoder,
 the factor-8 autoencoder): 2.1 GB in float16. `sdxl` has that of Stable Diffusion XL (a UNet of
 2.6 B parameters, two text encoders): 6.9 GB. `tiny` and `tiny-xl` are for trying things out. The
-tokenizer spells every word, so that no vocabulary is needed; texts are padded to 77 tokens as usual.
+tokenizer spells every word, so that no vocabulary is needed; texts are padded to 77 tokens.
 """
 
 import argparse

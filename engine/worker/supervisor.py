@@ -479,7 +479,11 @@ class Supervisor:
             options = self._options
             describe = partial(options.spec_for, self.spec, self.config)
             variables = options.variables_for(self.config)
-            await worker.start(options.command, variables, options.stderr, describe)
+            try:
+                await worker.start(options.command, variables, options.stderr, describe)
+            except OSError as error:  # for example, the system has too many processes
+                self._failure = self._no_process(error)
+                return
             watching = asyncio.create_task(self._watch(worker))
             try:
                 async with contextlib.aclosing(worker.received()) as received:
@@ -583,6 +587,14 @@ class Supervisor:
             EngineDead.code,
             f"the worker of model {self.spec.name!r} ended while it loaded the model: {cause}; see "
             f"the server's log",
+        )
+
+    def _no_process(self, error: OSError) -> Failure:
+        log.error("a worker cannot be started", model=self.spec.name, error=str(error))
+        return Failure(
+            EngineDead.code,
+            f"the worker process of model {self.spec.name!r} cannot be started: {error}; free "
+            f"memory or processes, or raise their limits (ulimit -u), and load the model again",
         )
 
     async def _make_room(self, device: str, num_bytes: int) -> bool | None:

@@ -86,6 +86,21 @@ async def test_a_model_that_cannot_load_stays_down_with_its_reason(start):
     assert status.restarts == 0
 
 
+async def test_a_model_whose_process_cannot_be_started_is_not_waited_for(tmp_path):
+    """For example because the system allows no more processes."""
+    missing = str(tmp_path / "no-program")
+    options = WorkerOptions(config=EngineConfig(), cache_dir=tmp_path, command=(missing,))
+    client = ProcessEngineClient([ModelSpec.parse("m=x")], options)
+    await client.start()
+    try:
+        await until(lambda: client.statuses()[0].phase is Phase.FAILED)
+        failure = client.statuses()[0].failure
+    finally:
+        await client.stop(0)
+    assert failure.code == EngineDead.code
+    assert "cannot be started" in failure.message and missing in failure.message
+
+
 async def text_that_crashes(path):
     raise RecursionError("deep inside")
 
