@@ -122,7 +122,8 @@ def test_an_xl_folder(tmp_path: Path) -> None:
     family = load_folder(save(parts, tmp_path, force_zeros_for_empty_prompt=False))
     assert isinstance(family, StableDiffusionXLFamily)
     expected = parts.family(zeros_for_empty=False)
-    torch.testing.assert_close(draw(family, job()), draw(expected, job()))
+    # Equal but for rounding, which the steps amplify.
+    torch.testing.assert_close(draw(family, job()), draw(expected, job()), atol=1e-4, rtol=0)
 
 
 def test_half_precision_weights_of_another_file_name(saved, folder):
