@@ -37,15 +37,6 @@ constexpr float kNothing = -std::numeric_limits<float>::infinity();  // the scor
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Weights of keys, as they are multiplied by values.
-inline void store_weights(float* to, Lanes x) { native::store(to, x); }
-#if defined(__AVX512BF16__)
-// Rounds as `native::store` does, in one instruction; weights are neither NaN nor denormal.
-inline void store_weights(native::BFloat16* to, Lanes x) {
-  _mm256_storeu_si256((__m256i*)to, (__m256i)_mm512_cvtneps_pbh((__m512)x));
-}
-#endif
-
 // One tensor's start and strides by row, head and token, in elements.
 template <class T>
 struct Heads {
@@ -232,14 +223,15 @@ class Head {
     for (int64_t k = 0; k < num_keys; k += kLanes) {
       Lanes power = native::multiply_add(native::load_lanes(scores + k), scale, shift);
       Lanes weight = native::exp2_nonpositive(power);
-      store_weights(weights + k, weight);
+      Products::store(weights + k, weight);
       sum += weight;
     }
     native::store(sums, sum);
   }
 
   template <int64_t vectors>
-  __attribute__((noinline)) void mix(int64_t query, int64_t first, const Lanes* factors, int64_t groups) {
+  __attribute__((noinline)) void mix(int64_t query, int64_t first, const Lanes* factors,
+                                     int64_t groups) {
     Lanes mixed[kQueries][vectors];
     float* to = &mixed_[query * width_ + first * kLanes];
 #pragma GCC unroll 8

@@ -16,8 +16,6 @@ struct InFloat32 {
   static constexpr int kRows = native::kLanes == 16 ? 12 : 6;  // sums take 24 or 12 registers
   static constexpr int64_t kBlock = 24;                        // with 192 inputs 650 KB of sums
 
-  static void store(float* to, Lanes x) { native::store(to, x); }
-
   static ALWAYS_INLINE void take_apart(const Lanes (&d)[kPatch], Lanes (&sums)[kPatch]) {
     Lanes four = native::fill(4.0f), minus_five = native::fill(-5.0f);
     Lanes even = multiply_add(native::fill(-4.0f), d[2], d[4]);
@@ -48,10 +46,6 @@ struct InBFloat16 {
   static constexpr int kTile = 2, kPatch = 4;
   static constexpr int kWide = 4, kRows = 6;  // sums take 24 registers
   static constexpr int64_t kBlock = 96;       // with 320 inputs 1 MB of sums, 400 KB of products
-
-  static void store(X* to, Lanes x) {
-    _mm256_storeu_si256((__m256i*)to, (__m256i)_mm512_cvtneps_pbh((__m512)x));
-  }
 
   static ALWAYS_INLINE void take_apart(const Lanes (&d)[kPatch], Lanes (&sums)[kPatch]) {
     sums[0] = d[0] - d[2];

@@ -145,7 +145,7 @@ class Convolution {
       Lanes column[kPatch], sums[kPatch];
       for (int y = 0; y < kPatch; ++y) column[y] = rows[y][x];
       Method::take_apart(column, sums);
-      for (int y = 0; y < kPatch; ++y) Method::store(to + (y * kPatch + x) * step, sums[y]);
+      for (int y = 0; y < kPatch; ++y) Products::store(to + (y * kPatch + x) * step, sums[y]);
     }
   }
 
@@ -246,9 +246,9 @@ class Convolution {
       result = multiply_add(fill(p_.scale), result, load_some(addend, count));
     }
     X* to = p_.out + cell * p_.out_stride + channel;
-    if (count == kLanes) return Method::store(to, result);
+    if (count == kLanes) return Products::store(to, result);
     X whole[kLanes];
-    Method::store(whole, result);
+    Products::store(whole, result);
     std::memcpy(to, whole, count * sizeof(X));
   }
 

@@ -40,6 +40,8 @@ struct Singles {
 
   static Lanes load_packed(const float* from) { return load_lanes(from); }
   static void store_packed(float* to, Lanes x) { native::store(to, x); }
+  // Numbers of a row of factors that were computed here.
+  static void store(float* to, Lanes x) { native::store(to, x); }
   static Lanes repeat(const float* one) { return fill(*one); }
   static Lanes multiply_add(Lanes sum, Lanes packed, Lanes repeated) {
     return native::multiply_add(packed, repeated, sum);
@@ -72,6 +74,10 @@ struct Pairs {
 
   static Lanes load_packed(const Element* from) { return (Lanes)_mm512_loadu_si512(from); }
   static void store_packed(Element* to, Lanes x) { _mm512_storeu_si512(to, (__m512i)x); }
+  // Rounds as `native::store` does, in one instruction, which takes denormal numbers for zero.
+  static void store(Element* to, Lanes x) {
+    _mm256_storeu_si256((__m256i*)to, (__m256i)_mm512_cvtneps_pbh((__m512)x));
+  }
   static Lanes repeat(const Element* pair) {
     int32_t bits;
     std::memcpy(&bits, pair, sizeof bits);

@@ -185,7 +185,7 @@ class DraftModel:
             return {}
         is_dear = self._each(able, price) > HIGHEST_PRICE
         self._trials.note(is_dear=is_dear)
-        lengths = self._best_lengths(able, price)
+        lengths = {} if is_dear else self._best_lengths(able, price)
         if self._trials.is_on:  # the shortest text: it has most room and least to read
             lengths[min(able, key=lambda one: one.num_known)] = 1
         for sequence in able:
