@@ -68,9 +68,9 @@ class TokenSettings(WorkerSettings):
         "dtype. gguf, gptq, awq, bitsandbytes, compressed-tensors, fp8, mxfp4, auto-round, "
         "torchao, quanto, hqq: packed as in the checkpoint, which takes less memory for the same "
         "results. Quantized at load: int8-weights and int4 in groups of 32; bnb-nf4, bnb-fp4 and "
-        "bnb-int8 as bitsandbytes does. Faster but less precise, on CPUs: int8 rounds any weights "
-        "to 8 bits at load, and activations in each step; gguf-int8 rounds only the activations "
-        "of a GGUF file.",
+        "bnb-int8 as bitsandbytes does. Faster but less precise, on CPUs with VNNI: int8 rounds "
+        "any weights to 8 bits at load, and activations in each step; gguf-int8 rounds only the "
+        "activations of a GGUF file.",
     )
     max_model_len: int | None = knob(
         None,

@@ -16,6 +16,7 @@
 
 namespace {
 
+using native::divide_up;
 using native::kLanes;
 using native::Lanes;
 
@@ -34,8 +35,6 @@ constexpr int64_t kMaxBlock = 1024;
 constexpr int64_t kStride = kMaxBlock + 32;
 
 constexpr float kNothing = -std::numeric_limits<float>::infinity();  // the score of no key
-
-inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // One tensor's start and strides by row, head and token, in elements.
 template <class T>

@@ -75,6 +75,8 @@ inline float sigmoid(float x) {
   return (x < 0 ? e : 1.0f) / (1.0f + e);
 }
 
+inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 // A parallel region costs a few microseconds, and far more when the cores have other work. One
 // variable of the whole library, so that tests can have small cases divided, too.
 extern "C" {

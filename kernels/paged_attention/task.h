@@ -3,13 +3,16 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "native.h"
+
 namespace {
+
+using native::divide_up;
 
 constexpr int64_t kTile = 64;      // Keys whose weights are computed at once.
 constexpr int64_t kSegment = 512;  // Keys between merges.
 constexpr int64_t kMaxRows = 96;   // Rows of a task: they repay its packing and fit in an L2 cache.
 
-inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
 
 // As kernels/paged_attention/cpu.py passes them.

@@ -46,6 +46,8 @@ def answers(page: Page) -> Locator:
 async def test_an_answer_streams_with_its_numbers(server: TextServer, start_visit: Any) -> None:
     server.say("A **bold** fox.\n\n- one\n- two")
     server.engine.num_cached_tokens = 3
+    # A busy browser reads several events at once: many events, so that not all are read together.
+    server.engine.tokens_per_event = 1
     server.engine.delay_s = 0.05
     page = (await start_visit(server)).page
     await ask(page, "Tell me")
