@@ -31,7 +31,7 @@ READY_S = 60.0
 """The longest start of a server that has its models."""
 _FIRST_START_S = 600.0
 """A first start fetches the models; how long that takes is the network's matter."""
-_PROGRAMS = ("env", "sh", "uname", "ls", "cat", "ldconfig")
+_PROGRAMS = ("sh", "uname", "ls", "cat", "ldconfig")
 """What a system without a compiler has."""
 
 
