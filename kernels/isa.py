@@ -41,8 +41,12 @@ _BEYOND_LEVEL = {
 """Compiler options for features that no level includes."""
 
 
-def choose(name: str) -> None:
+def choose(name: str, *, matrix_unit: bool = True) -> None:
     """Use operations compiled for a rung from now on. Call this before any operation runs.
+
+    Args:
+        name: `auto`, `native` or a rung.
+        matrix_unit: whether a matrix unit may be used; without it, the highest rung below is chosen.
 
     Raises:
         ValueError: the processor lacks features of the rung.
@@ -52,6 +56,8 @@ def choose(name: str) -> None:
     if lacks:
         raise ValueError(f"{name} needs {', '.join(lacks)}, which this processor does not have")
     _chosen = best() if name == "auto" else name
+    if multiplies_tiles() and not matrix_unit:
+        _chosen = "x86-64-v4-bf16"
 
 
 def best() -> str:

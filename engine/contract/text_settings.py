@@ -50,6 +50,7 @@ ReasoningParserSetting = Literal["auto", "none", ReasoningParserName]
 KvCacheDType = Literal["auto", "int8", "fp8"]
 LoraDType = Literal["auto", "model", "int8"]
 AsyncScheduling = Literal["auto", "on", "off"]
+OptimizeFor = Literal["throughput", "latency"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +72,13 @@ class TokenSettings(WorkerSettings):
         "bnb-int8 as bitsandbytes does. Faster but less precise, on CPUs with VNNI: int8 rounds "
         "any weights to 8 bits at load, and activations in each step; gguf-int8 rounds only the "
         "activations of a GGUF file.",
+    )
+    optimize_for: OptimizeFor = knob(
+        "throughput",
+        "What a text model with quantized weights does fastest on a CPU with a matrix unit (AMX). "
+        "throughput: prompts, and many requests at once. latency: the tokens of one request, "
+        "computed without the matrix unit, while prompts take about twice as long. The two "
+        "round differently, so answers may differ. Elsewhere both are the same.",
     )
     max_model_len: int | None = knob(
         None,

@@ -67,7 +67,7 @@ def _prepare_operations(order: Order) -> None:
     from kernels.cache_folder import use_cache_folder
 
     use_cache_folder(order.cache_dir / "kernels")
-    choose_cpu_isa(order.cpu_isa)
+    choose_cpu_isa(order.cpu_isa, order.config.optimize_for)
 
 
 def _made(kind: type[Any], text: str) -> Any:

@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 
 from engine.contract.resolved_config import MachineFacts
+from engine.contract.text_settings import OptimizeFor
 from engine.contract.worker_settings import CpuIsa, Device
 from engine.errors import ModelLoadError
 from engine.runtime.cpu_quota import cpu_quota
@@ -40,14 +41,17 @@ def machine_facts(wanted: Device) -> MachineFacts:
     return MachineFacts(device=device, num_cores=num_usable_cores(), free_memory_bytes=free)
 
 
-def choose_cpu_isa(wanted: CpuIsa) -> None:
+def choose_cpu_isa(wanted: CpuIsa, optimize_for: OptimizeFor = "throughput") -> None:
     """Set the instruction set for which C++ operations are compiled.
+
+    Args:
+        optimize_for: `latency` leaves a matrix unit unused, where single rows would wait for it.
 
     Raises:
         ModelLoadError: this processor cannot run it.
     """
     try:
-        isa.choose(wanted)
+        isa.choose(wanted, matrix_unit=optimize_for == "throughput")
     except ValueError as error:
         raise ModelLoadError(f"cpu_isa {error}; use auto", param="cpu_isa") from None
 

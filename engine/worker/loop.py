@@ -403,11 +403,13 @@ def load(spec: messages.WorkerSpec, link: Link) -> tuple[AnyEngine, Info]:
     from kernels.cache_folder import use_cache_folder
 
     use_cache_folder(Path(spec.cache_dir) / "kernels")
-    choose_cpu_isa(spec.cpu_isa)
+    kind = kind_of_checkpoint(checkpoint, spec.config.kind)
+    choose_cpu_isa(
+        spec.cpu_isa, spec.config.optimize_for if kind.has_text_side else "throughput"
+    )
     if process is not None and choose_device(spec.config.device) != "cpu":
         link.give_back(process)
         process = None
-    kind = kind_of_checkpoint(checkpoint, spec.config.kind)
     if kind.has_text_side:
         link.send(messages.Found(str(checkpoint.path)))
     config, failed = with_adapters_here(spec.config, fetch_adapter)

@@ -45,6 +45,7 @@ _GROUPS: Mapping[str, tuple[str, ...]] = {
             "async_scheduling",
             "record_steps",
             "cpu_isa",
+            "optimize_for",
         ),
     ),
     "Speculation": (

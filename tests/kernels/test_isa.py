@@ -64,6 +64,30 @@ def test_what_the_processor_lacks_is_refused(processor):
     assert isa.chosen() == isa.NATIVE
 
 
+@pytest.mark.parametrize(
+    ("wanted", "without"),
+    [
+        ("auto", "x86-64-v4-bf16"),
+        ("native", "x86-64-v4-bf16"),
+        ("x86-64-v4-amx", "x86-64-v4-bf16"),
+        ("x86-64-v4-vnni", "x86-64-v4-vnni"),
+    ],
+)
+def test_latency_leaves_the_matrix_unit_unused(processor, wanted, without):
+    processor(isa.RUNGS["x86-64-v4-amx"])
+    choose_cpu_isa(wanted, "latency")
+    assert isa.chosen() == without
+    choose_cpu_isa(wanted, "throughput")
+    assert isa.chosen() == ("native" if wanted == "auto" else wanted)
+    assert isa.multiplies_tiles() == (wanted != "x86-64-v4-vnni")
+
+
+def test_without_a_matrix_unit_latency_changes_nothing(processor):
+    processor(HASWELL)
+    choose_cpu_isa("auto", "latency")
+    assert isa.chosen() == isa.NATIVE
+
+
 def test_a_rung_is_what_the_compiler_says(monkeypatch):
     """A name that compilers define for each feature, of those that /proc/cpuinfo has; and none for
     those that only other rungs have."""

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from engine.contract.kinds import KINDS
 from engine.contract.settings import EngineConfig
 from engine.errors import ModelLoadError
 from engine.worker import loop
@@ -19,24 +20,27 @@ class Reached(Exception):
 
 @pytest.fixture
 def load(tmp_path, monkeypatch):
-    """`load(cpu_isa)`: what a worker does that was told so, on a processor with AVX2 at most."""
+    """`load(cpu_isa)`: what a worker does that was told so, on a processor with AVX2 at most; or
+    on another `rung`, and with a model of another kind."""
     monkeypatch.setattr(isa, "_chosen", isa.NATIVE)
-    monkeypatch.setattr(isa, "features", lambda: frozenset(isa.RUNGS["x86-64-v3"]))
     monkeypatch.setattr(cache_folder, "use_cache_folder", lambda folder: None)
 
     def stop(*_, **__):
         raise Reached
 
-    monkeypatch.setattr("engine.weights.source.resolve_source", lambda *_, **__: None)
+    checkpoint = SimpleNamespace(path="x")
+    monkeypatch.setattr("engine.weights.source.resolve_source", lambda *_, **__: checkpoint)
     monkeypatch.setattr(loop, "reserve_process", lambda link, process: None)
-    monkeypatch.setattr(loop, "kind_of_checkpoint", stop)
+    monkeypatch.setattr("engine.weights.adapter_source.with_adapters_here", stop)
 
-    def run(cpu_isa):
+    def run(cpu_isa, *, rung="x86-64-v3", kind="text", optimize_for="throughput"):
+        monkeypatch.setattr(isa, "features", lambda: frozenset(isa.RUNGS[rung]))
+        monkeypatch.setattr(loop, "kind_of_checkpoint", lambda *_: KINDS[kind])
         spec = WorkerSpec(
             address="",
             ref="x",
             model="x",
-            config=EngineConfig(),
+            config=EngineConfig(optimize_for=optimize_for),
             cache_dir=str(tmp_path),
             offline=True,
             cpu_isa=cpu_isa,
@@ -44,7 +48,7 @@ def load(tmp_path, monkeypatch):
             log_level="info",
             pulse_fd=-1,
         )
-        loop.load(spec, SimpleNamespace(report=print))
+        loop.load(spec, SimpleNamespace(report=print, send=print))
 
     return run
 
@@ -53,6 +57,20 @@ def test_a_worker_compiles_for_what_it_was_told(load):
     with pytest.raises(Reached):
         load("x86-64-v3")
     assert isa.chosen() == "x86-64-v3"
+
+
+@pytest.mark.parametrize(
+    ("kind", "optimize_for", "chosen"),
+    [
+        ("text", "latency", "x86-64-v4-bf16"),
+        ("text", "throughput", isa.NATIVE),
+        ("image", "latency", isa.NATIVE),
+    ],
+)
+def test_latency_is_for_text(load, kind, optimize_for, chosen):
+    with pytest.raises(Reached):
+        load("native", rung="x86-64-v4-amx", kind=kind, optimize_for=optimize_for)
+    assert isa.chosen() == chosen
 
 
 def test_a_worker_says_what_its_processor_lacks(load):
