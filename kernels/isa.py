@@ -46,7 +46,7 @@ def choose(name: str, *, matrix_unit: bool = True) -> None:
 
     Args:
         name: `auto`, `native` or a rung.
-        matrix_unit: whether a matrix unit may be used; without it, the highest rung below is chosen.
+        matrix_unit: whether a matrix unit may be used; if not, the highest rung below is chosen.
 
     Raises:
         ValueError: the processor lacks features of the rung.

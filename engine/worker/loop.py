@@ -404,9 +404,7 @@ def load(spec: messages.WorkerSpec, link: Link) -> tuple[AnyEngine, Info]:
 
     use_cache_folder(Path(spec.cache_dir) / "kernels")
     kind = kind_of_checkpoint(checkpoint, spec.config.kind)
-    choose_cpu_isa(
-        spec.cpu_isa, spec.config.optimize_for if kind.has_text_side else "throughput"
-    )
+    choose_cpu_isa(spec.cpu_isa, spec.config.optimize_for if kind.has_text_side else "throughput")
     if process is not None and choose_device(spec.config.device) != "cpu":
         link.give_back(process)
         process = None
