@@ -53,7 +53,7 @@ def test_served_texts_and_warnings(start_server, tiny_llama, tmp_path):
     assert found == [text(server, "twin", prompt) for prompt in PROMPTS]
     assert len(set(found)) > 1
     status, body = server.get("/ready")
-    assert (status, body["failed"]) == (200, ["damaged", "far"])
+    assert (status, body["failed"]) == (200, ["damaged", "far"]), server.log()
     details = {one["model"]: one["detail"] for one in body["models"]}
     reason = "model.layers.0.mlp.up_proj.scales has values that are not numbers"
     assert reason in details["damaged"]
